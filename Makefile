@@ -1,0 +1,60 @@
+# A fresh clone needs python3 (3.11 or newer) and make. Everything else is installed into .venv.
+PYTHON ?= python3
+SPEC ?= sweeps/presets/mnist-mlp.yaml
+UPGRADE ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+READY := $(VENV)/.ready
+BENCHMARKS := $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
+
+# Neither Ray nor MLflow reports usage from anything started here.
+export RAY_USAGE_STATS_ENABLED := 0
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup sweep lint test bench pins clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## install everything into .venv (PYTHON=python3.12 picks an interpreter)
+
+# Two steps, because `pins` needs uv before the pins it is about to replace can be installed.
+$(UV):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "stabmap needs Python 3.11 or newer, but '$(PYTHON)' gives: $$($(PYTHON) -V 2>&1)." \
+	       "Name another one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+$(READY): pyproject.toml requirements.txt | $(UV)
+	$(UV) pip install --python $(BIN)/python -r requirements.txt
+	$(UV) pip install --python $(BIN)/python --no-deps -e .
+	@touch $@
+
+sweep: $(READY)  ## run a sweep: the MNIST preset, or SPEC=your.yaml
+	$(BIN)/stabmap run $(SPEC)
+
+lint: $(READY)  ## style, formatting, types and import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint  ## lint, then all tests
+	$(BIN)/pytest
+
+bench: $(READY)  ## run every benchmark, one after the other
+	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
+
+pins: $(UV)  ## renew requirements.txt (UPGRADE=all, or UPGRADE="ray optuna", takes newer releases)
+	$(UV) pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+	  --no-emit-index-url --no-emit-find-links --no-header -q -o requirements.txt \
+	  $(if $(filter all,$(UPGRADE)),--upgrade,$(addprefix --upgrade-package ,$(UPGRADE)))
+
+clean:  ## remove caches and build output; keeps .venv and your runs
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

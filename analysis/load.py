@@ -1,0 +1,84 @@
+"""Maps from where they were kept: an exported folder, a parquet file, or MLflow."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from analysis.map import MAP_FILE, StabilityMap
+from trainables.domain import InputError, Mistake, UnreachableError
+
+#: Artifact folder of the parent run that holds the map.
+ARTIFACT_FOLDER = "map"
+
+
+def home() -> Path:
+    """The user's folder: STABMAP_HOME, or ~/.stabmap."""
+    return Path(os.environ.get("STABMAP_HOME") or "~/.stabmap").expanduser()
+
+
+def default_tracking_uri(folder: Path | None = None) -> str:
+    """MLFLOW_TRACKING_URI, or a sqlite file in the user's folder."""
+    named = os.environ.get("MLFLOW_TRACKING_URI")
+    return named or f"sqlite:///{(folder or home()) / 'mlflow.db'}"
+
+
+def load_map(sweep: str | Path, tracking_uri: str | None = None) -> StabilityMap:
+    """The map of a sweep, also while it runs.
+
+    Args:
+        sweep: id of a sweep (its MLflow parent run), or a folder or parquet file that `export`
+            wrote.
+        tracking_uri: MLflow address; None takes MLFLOW_TRACKING_URI, else the sqlite file in the
+            user's folder.
+
+    Returns:
+        The map as far as it is known.
+
+    Raises:
+        InputError: no such sweep, or it has no results yet.
+        UnreachableError: MLflow does not answer.
+        StabmapError: the file is not a map.
+    """
+    path = Path(sweep).expanduser()
+    if path.is_dir() and (path / MAP_FILE).exists():
+        return StabilityMap.read_parquet(path / MAP_FILE)
+    if path.is_file():
+        return StabilityMap.read_parquet(path)
+    if path.is_dir() or os.sep in str(sweep):
+        raise InputError([_no_sweep(str(sweep), f"there is no {MAP_FILE} there")])
+    return _from_mlflow(str(sweep), tracking_uri or default_tracking_uri())
+
+
+def _no_sweep(sweep: str, why: str) -> Mistake:
+    return Mistake(
+        "sweep",
+        sweep,
+        why,
+        "give the id that `stabmap run` printed, or a folder that `stabmap export` wrote",
+    )
+
+
+def _from_mlflow(run_id: str, tracking_uri: str) -> StabilityMap:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    scheme, _, database = tracking_uri.partition(":///")
+    if scheme == "sqlite" and not Path(database).exists():
+        # MLflow would create the file; asking a question leaves nothing behind.
+        raise InputError([_no_sweep(run_id, f"no sweep was kept in {tracking_uri}")])
+    client = MlflowClient(tracking_uri)
+    try:
+        client.get_run(run_id)
+        with tempfile.TemporaryDirectory() as folder:
+            local = client.download_artifacts(run_id, f"{ARTIFACT_FOLDER}/{MAP_FILE}", folder)
+            return StabilityMap.read_parquet(Path(local))
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise InputError([_no_sweep(run_id, f"no such sweep in {tracking_uri}")]) from error
+        raise UnreachableError(
+            f"MLflow at {tracking_uri} does not answer; start it, or set MLFLOW_TRACKING_URI"
+        ) from error
+    except OSError as error:
+        raise InputError([_no_sweep(run_id, "the sweep has no results yet")]) from error

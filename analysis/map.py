@@ -1,0 +1,321 @@
+"""The stability map: evidence, fitted surface, questions and answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike, NDArray
+
+from analysis.surface import Surface
+from trainables.domain import (
+    AXIS_NAMES,
+    Axis,
+    InputError,
+    Mistake,
+    PointResult,
+    Regime,
+    StabmapError,
+    nearest,
+)
+
+Array = NDArray[np.float64]
+
+#: Version of the columns below; `docs/map-format.md` documents them.
+SCHEMA_VERSION = 1
+REGIMES = tuple(regime.value for regime in Regime)
+#: Evidence that has a column of its own; empty where it was not measured.
+EVIDENCE = (
+    "initial_loss",
+    "final_loss",
+    "metric",
+    "growth",
+    "separation",
+    "amplification",
+    "upward",
+    "upward_share",
+    "ascent_share",
+    "sharpness_ratio",
+    "rise",
+)
+MAP_FILE = "map.parquet"
+#: Values that `max_stable` tries along an axis.
+RESOLUTION = 512
+
+
+def evidence_frame(results: Iterable[tuple[int, PointResult]]) -> pd.DataFrame:
+    """One row a point, in the order of the points' numbers.
+
+    Columns: number, the three axes, regime, reason, step, the two margins, how many replicates
+    there are and how many of them fell in each regime, and the evidence of the replicates as
+    medians.
+    """
+    rows = []
+    for number, result in sorted(results, key=lambda pair: pair[0]):
+        verdict = result.verdict
+        regimes = [replicate.verdict.regime for replicate in result.replicates]
+        row: dict[str, Any] = {"number": number}
+        row |= {name: getattr(result.point, name) for name in AXIS_NAMES}
+        row |= {
+            "regime": verdict.regime.value,
+            "reason": verdict.reason.value,
+            "step": verdict.step,
+            "margin_stable": verdict.margins.stable,
+            "margin_bounded": verdict.margins.bounded,
+            "replicates": len(regimes),
+        }
+        row |= {f"replicates_{regime.value}": regimes.count(regime) for regime in Regime}
+        for name in EVIDENCE:
+            values = [v for r in result.replicates if (v := r.evidence.get(name)) is not None]
+            row[name] = float(np.median(values)) if values else None
+        rows.append(row)
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    return frame.astype({name: "float64" for name in EVIDENCE})
+
+
+COLUMNS = [
+    "number",
+    *AXIS_NAMES,
+    "regime",
+    "reason",
+    "step",
+    "margin_stable",
+    "margin_bounded",
+    "replicates",
+    *(f"replicates_{regime}" for regime in REGIMES),
+    *EVIDENCE,
+]
+
+
+@dataclass(frozen=True)
+class StabilityMap:
+    """What a sweep knows about where training is stable.
+
+    Args:
+        axes: lr, alpha, weight_decay.
+        frame: one row a finished point (`evidence_frame`).
+        about: what was swept: task, training, axes, search, spec hash, stabmap version.
+    """
+
+    axes: tuple[Axis, ...]
+    frame: pd.DataFrame
+    about: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls, about: Mapping[str, Any], results: Iterable[tuple[int, PointResult]]
+    ) -> StabilityMap:
+        """The map of numbered results; `about` has the axes under `axes`."""
+        axes = tuple(Axis(name=name, **about["axes"][name]) for name in AXIS_NAMES)
+        return cls(axes, evidence_frame(results), about)
+
+    # ----------------------------------------------------------------- questions
+
+    @cached_property
+    def surface(self) -> Surface:
+        """The fitted model of both margins."""
+        return Surface.fit(
+            self.axes,
+            self.frame[list(AXIS_NAMES)].to_numpy(np.float64),
+            self.frame[["margin_stable", "margin_bounded"]].to_numpy(np.float64),
+        )
+
+    def classify(self, **values: ArrayLike) -> dict[str, Any]:
+        """Probabilities of the three regimes, from the fitted model of the margins.
+
+        Args:
+            **values: lr, alpha, weight_decay as numbers or arrays that broadcast together. An axis
+                that the sweep held fixed may be left out.
+
+        Returns:
+            `{"stable": p, "restrained": p, "divergent": p}`; floats for numbers, arrays of the
+            broadcast shape for arrays. They say how sure the model is of the regime here, not how
+            often a training would fall in it.
+
+        Raises:
+            InputError: an axis is missing, unknown, or asked for outside what was swept.
+        """
+        columns = self._columns(values)
+        shape = np.broadcast_shapes(*(column.shape for column in columns))
+        points = np.stack([np.broadcast_to(c, shape).ravel() for c in columns], axis=1)
+        probabilities = self.surface.probabilities(points).reshape(*shape, 3)
+        if shape == ():
+            return {name: float(p) for name, p in zip(REGIMES, probabilities, strict=True)}
+        return {name: probabilities[..., i] for i, name in enumerate(REGIMES)}
+
+    def max_stable(self, axis: str, *, confidence: float = 0.95, **fixed: float) -> float | None:
+        """Largest value of an axis up to which training is stable with the given confidence.
+
+        Every value from the low end of the axis up to the answer is stable with at least this
+        probability: an island of stability beyond a gap does not count.
+
+        Args:
+            axis: the axis to go along; a free one.
+            confidence: probability asked for, in (0, 1).
+            **fixed: values of the other free axes.
+
+        Returns:
+            The value, in the axis's units; None where not even the low end is that surely stable.
+
+        Raises:
+            InputError: as `classify`, or a confidence outside (0, 1).
+        """
+        if not 0 < confidence < 1:
+            raise InputError([Mistake("confidence", confidence, "0 < confidence < 1", "use 0.95")])
+        along = self._axis(axis)
+        if not along.free:
+            raise InputError(
+                [Mistake(axis, along.value, "the sweep held this axis fixed", "ask for a free one")]
+            )
+        if axis in fixed:
+            raise InputError(
+                [Mistake(axis, fixed[axis], "this is the axis asked for", "leave its value out")]
+            )
+        values = along.from_unit(np.linspace(0, 1, RESOLUTION))
+        if along.zero:
+            values = np.concatenate([[0.0], values])
+        calm = self.classify(**{axis: values}, **fixed)["stable"] >= confidence
+        count = len(values) if calm.all() else int(np.argmin(calm))
+        return float(values[count - 1]) if count else None
+
+    def _axis(self, name: str) -> Axis:
+        for axis in self.axes:
+            if axis.name == name:
+                return axis
+        guess = nearest(name, AXIS_NAMES)
+        remedy = f"did you mean {guess}?" if guess else f"use one of {', '.join(AXIS_NAMES)}"
+        raise InputError([Mistake(name, None, "no such axis", remedy)])
+
+    def _columns(self, values: Mapping[str, ArrayLike]) -> list[Array]:
+        for name in values:
+            self._axis(name)
+        columns: list[Array] = []
+        mistakes: list[Mistake] = []
+        for axis in self.axes:
+            given = values.get(axis.name)
+            if given is None:
+                if axis.free:
+                    mistakes.append(
+                        Mistake(axis.name, None, "the sweep varied this axis", "give its value")
+                    )
+                    continue
+                given = axis.value
+            column = np.asarray(given, dtype=np.float64)
+            mistakes += _outside(axis, column)
+            columns.append(column)
+        if mistakes:
+            raise InputError(mistakes)
+        return columns
+
+    # ----------------------------------------------------------------- forms
+
+    def to_frame(self) -> pd.DataFrame:
+        """A copy of the evidence, one row a point (columns: `docs/map-format.md`)."""
+        return self.frame.copy()
+
+    def counts(self) -> dict[str, int]:
+        """Number of points in each regime."""
+        return {regime: int((self.frame["regime"] == regime).sum()) for regime in REGIMES}
+
+    def write_parquet(self, path: Path) -> None:
+        """The evidence with `about` in the file's metadata: the same map, the same bytes."""
+        table = pa.Table.from_pandas(self.frame, preserve_index=False)
+        about = {"schema_version": SCHEMA_VERSION, **self.about}
+        text = json.dumps(about, sort_keys=True)
+        pq.write_table(table.replace_schema_metadata({"stabmap": text}), path)
+
+    @classmethod
+    def read_parquet(cls, path: Path) -> StabilityMap:
+        """Inverse of `write_parquet`.
+
+        Raises:
+            StabmapError: the file is no map, or one of a later schema.
+        """
+        try:
+            table = pq.read_table(path)
+            about = json.loads((table.schema.metadata or {})[b"stabmap"])
+        except (OSError, KeyError, ValueError) as error:
+            raise StabmapError(
+                f"{path}: not a stability map ({type(error).__name__}); give a folder or file "
+                "that export wrote, or the id of a sweep"
+            ) from error
+        version = about.pop("schema_version")
+        if version != SCHEMA_VERSION:
+            raise StabmapError(
+                f"{path}: map schema {version}, but this stabmap reads {SCHEMA_VERSION}; "
+                "use the stabmap version that wrote it"
+            )
+        axes = tuple(Axis(name=name, **about["axes"][name]) for name in AXIS_NAMES)
+        return cls(axes, table.to_pandas(), about)
+
+    def export(self, folder: str | Path) -> list[Path]:
+        """Write the map to a folder, as `map.parquet` (for `load_map`) and `map.json`.
+
+        Args:
+            folder: made where it does not exist.
+
+        Returns:
+            The files written.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        root = Path(folder).expanduser()
+        paths = [root / MAP_FILE, root / "map.json"]
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            self.write_parquet(paths[0])
+            paths[1].write_text(self.to_json(), encoding="utf-8")
+        except OSError as error:
+            raise InputError(
+                [
+                    Mistake(
+                        "folder",
+                        str(folder),
+                        f"cannot be written ({error.strerror or error})",
+                        "choose a folder that you may write to",
+                    )
+                ]
+            ) from error
+        return paths
+
+    def to_json(self) -> str:
+        """`about` and the evidence as JSON; null where nothing was measured."""
+        records = self.frame.astype(object).where(self.frame.notna(), None).to_dict("records")
+        content = {"schema_version": SCHEMA_VERSION, "about": dict(self.about), "points": records}
+        return json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
+
+
+def _outside(axis: Axis, values: Array) -> list[Mistake]:
+    """Whether values lie where the sweep did not look."""
+    shown: Any = values.item() if values.ndim == 0 else [float(values.min()), float(values.max())]
+    if not np.isfinite(values).all():
+        return [Mistake(axis.name, shown, "must be finite", "give a number")]
+    if not axis.free:
+        assert axis.value is not None
+        if (values != axis.value).any():
+            return [
+                Mistake(axis.name, shown, f"the sweep held it at {axis.value:g}", "leave it out")
+            ]
+        return []
+    assert axis.low is not None and axis.high is not None
+    low = axis.smallest
+    slack = 1e-9 * (axis.high - low)
+    if (values < low - slack).any() or (values > axis.high + slack).any():
+        return [
+            Mistake(
+                axis.name,
+                shown,
+                f"the sweep looked at {low:g} to {axis.high:g} only",
+                "ask inside the range, or sweep a wider one",
+            )
+        ]
+    return []

@@ -1,0 +1,323 @@
+"""Pictures of a map, for paper and screen: readable in grey and for the colour-blind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from analysis.map import REGIMES, StabilityMap
+from analysis.theory import Overlay, overlays
+from trainables.domain import ZERO_LEVEL, Axis, InputError, Mistake
+
+Array = NDArray[np.float64]
+
+#: Okabe and Ito's colours: told apart with every common kind of colour vision.
+COLOURS = {"stable": "#0072B2", "restrained": "#E69F00", "divergent": "#D55E00"}
+HATCHES = {"stable": "", "restrained": "//", "divergent": "xx"}
+MARKERS = {"stable": "o", "restrained": "s", "divergent": "X"}
+#: Cells along each side of a panel.
+RESOLUTION = 160
+#: Panels along a third free axis, in unit coordinates.
+SLICES = (0.0, 0.5, 1.0)
+
+
+def plot_map(stability_map: StabilityMap, path: str | Path, theory: bool = True) -> Path:
+    """Draw a map: regions of the fitted model, every evaluated point, the theory's bounds.
+
+    One free axis gives curves of the probabilities; two give a map; a third gives a panel for
+    each of a few of its values, with each point in the nearest panel. Scales are those of the
+    axes. Where the most likely regime has less than 80 % the region is pale.
+
+    Args:
+        stability_map: what to draw.
+        path: file to write; the ending decides the format (png, svg, pdf).
+        theory: whether to draw the closed-form bounds.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: no axis is free, or the file cannot be written.
+    """
+    free = [axis for axis in stability_map.axes if axis.free]
+    target = Path(path).expanduser()
+    if not free:
+        raise InputError(
+            [Mistake("axes", None, "a picture needs a free axis", "give an axis a range")]
+        )
+    figure = (
+        _curves(stability_map, free[0]) if len(free) == 1 else _regions(stability_map, free, theory)
+    )
+    FigureCanvasAgg(figure)
+    # No date and no version in the file: the same map gives the same bytes.
+    plain: dict[str, Any] = {"png": {"Software": None}, "svg": {"Date": None}}
+    plain["pdf"] = {"CreationDate": None}
+    try:
+        figure.savefig(target, dpi=150, metadata=plain.get(target.suffix[1:].lower()))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            [
+                Mistake(
+                    "path",
+                    str(path),
+                    f"cannot be written ({error})",
+                    "choose a folder that exists and an ending such as .png, .svg or .pdf",
+                )
+            ]
+        ) from error
+    return target
+
+
+class _Scale:
+    """An axis on paper: log10 for a log axis, with the extra zero level set apart below."""
+
+    def __init__(self, axis: Axis) -> None:
+        self.axis = axis
+        assert axis.low is not None and axis.high is not None
+        self._log = axis.scale == "log"
+        self.low, self.high = self._raw(axis.low), self._raw(axis.high)
+        self.zero = self.low + ZERO_LEVEL / 2 * (self.high - self.low)
+
+    def _raw(self, value: float) -> float:
+        return math.log10(value) if self._log else value
+
+    def place(self, values: Array) -> Array:
+        """Positions of values."""
+        if self.axis.zero:
+            return np.array([self.zero if v == 0 else self._raw(v) for v in values])
+        return np.array([self._raw(v) for v in values])
+
+    def cells(self) -> tuple[Array, Array]:
+        """Edges of the cells and the value in the middle of each; the zero level comes first."""
+        edges = np.linspace(self.low, self.high, RESOLUTION + 1)
+        middles = (edges[1:] + edges[:-1]) / 2
+        values = 10.0**middles if self._log else middles
+        if self.axis.zero:
+            half = self.low - self.zero
+            edges = np.concatenate([[self.zero - half, self.low - half / 2], edges])
+            values = np.concatenate([[0.0, np.nan], values])
+        return edges, values
+
+    def decorate(self, along: Any) -> None:
+        """Ticks and label."""
+        if self._log:
+            decades = range(math.ceil(self.low - 1e-9), math.floor(self.high + 1e-9) + 1)
+            ticks = [(float(d), f"$10^{{{d}}}$") for d in decades]
+            if len(ticks) < 2:
+                ends = np.linspace(self.low, self.high, 3)
+                ticks = [(float(e), f"{10**e:.3g}") for e in ends]
+            minor = [
+                position
+                for d in range(math.floor(self.low), math.ceil(self.high) + 1)
+                for m in range(2, 10)
+                if self.low <= (position := d + math.log10(m)) <= self.high
+            ]
+            along.set_ticks(minor, minor=True)
+        else:
+            ticks = [(float(t), f"{t:g}") for t in np.linspace(self.low, self.high, 6)]
+        if self.axis.zero:
+            ticks = [(self.zero, "0"), *ticks]
+        along.set_ticks([t for t, _ in ticks], labels=[text for _, text in ticks])
+        along.set_label_text(self.axis.name.replace("_", " "))
+
+
+def _regions(stability_map: StabilityMap, free: Sequence[Axis], theory: bool) -> Figure:
+    across, up = _Scale(free[0]), _Scale(free[1])
+    third = free[2] if len(free) > 2 else None
+    levels = [{}] if third is None else [{third.name: v} for v in _levels(third)]
+    figure = Figure(figsize=(1.2 + 5.2 * len(levels), 5.4), layout="constrained")
+    panels = figure.subplots(1, len(levels), squeeze=False)[0]
+    for panel, held in zip(panels, levels, strict=True):
+        _region_panel(panel, stability_map, across, up, held)
+        _points(panel, stability_map, across, up, third, held, levels)
+        if theory:
+            _theory(panel, stability_map, across, up)
+        if third is not None:
+            panel.set_title(f"{third.name} = {held[third.name]:.3g}", fontsize=10)
+    figure.suptitle(_title(stability_map), fontsize=11)
+    figure.legend(
+        handles=_legend(panels[0]), loc="outside lower center", ncols=3, fontsize=8, frameon=False
+    )
+    return figure
+
+
+def _levels(axis: Axis) -> list[float]:
+    values = [float(v) for v in axis.from_unit(np.array(SLICES))]
+    return [0.0, *values[1:]] if axis.zero else values
+
+
+def _region_panel(
+    panel: Axes, stability_map: StabilityMap, across: _Scale, up: _Scale, held: Mapping[str, float]
+) -> None:
+    x_edges, x = across.cells()
+    y_edges, y = up.cells()
+    solid = np.isfinite(y)[:, None] & np.isfinite(x)[None, :]
+    grid = {
+        across.axis.name: np.where(np.isfinite(x), x, x[-1])[None, :],
+        up.axis.name: np.where(np.isfinite(y), y, y[-1])[:, None],
+    }
+    probabilities = stability_map.classify(**grid, **held)
+    stack = np.stack([probabilities[name] for name in REGIMES])
+    best, sure = np.argmax(stack, axis=0), np.max(stack, axis=0) >= 0.8
+    image = np.zeros((*best.shape, 4))
+    for index, name in enumerate(REGIMES):
+        image[best == index, :3] = to_rgb(COLOURS[name])
+    image[..., 3] = np.where(solid, np.where(sure, 0.6, 0.3), 0.0)
+    panel.pcolormesh(x_edges, y_edges, image, rasterized=True, linewidth=0)
+    x_middle, y_middle = (x_edges[1:] + x_edges[:-1]) / 2, (y_edges[1:] + y_edges[:-1]) / 2
+    for index, name in enumerate(REGIMES):
+        inside = (solid & (best == index)).astype(float)
+        if HATCHES[name] and inside.any():
+            panel.contourf(
+                x_middle,
+                y_middle,
+                inside,
+                levels=[0.5, 1.5],
+                colors="none",
+                hatches=[HATCHES[name]],
+            )
+    across.decorate(panel.xaxis)
+    up.decorate(panel.yaxis)
+    panel.set_xlim(x_edges[0], x_edges[-1])
+    panel.set_ylim(y_edges[0], y_edges[-1])
+
+
+def _points(
+    panel: Axes,
+    stability_map: StabilityMap,
+    across: _Scale,
+    up: _Scale,
+    third: Axis | None,
+    held: Mapping[str, float],
+    levels: Sequence[Mapping[str, float]],
+) -> None:
+    """The evaluated points; with a third axis those that are nearest to this panel."""
+    frame = stability_map.frame
+    if third is not None:
+        places = third.to_unit(np.array([level[third.name] for level in levels]))
+        here = third.to_unit(held[third.name])
+        distance = np.abs(third.to_unit(frame[third.name])[:, None] - places[None, :])
+        frame = frame[places[np.argmin(distance, axis=1)] == here]
+    for name in REGIMES:
+        rows = frame[frame["regime"] == name]
+        panel.scatter(
+            across.place(rows[across.axis.name].to_numpy()),
+            up.place(rows[up.axis.name].to_numpy()),
+            marker=MARKERS[name],
+            color=COLOURS[name],
+            edgecolors="black",
+            linewidths=0.6,
+            s=26,
+            zorder=3,
+        )
+
+
+def _theory(panel: Axes, stability_map: StabilityMap, across: _Scale, up: _Scale) -> None:
+    """Bounds on lr against weight decay, where these are the panel's axes."""
+    if (across.axis.name, up.axis.name) != ("lr", "weight_decay"):
+        return
+    for overlay, style in zip(_overlays(stability_map), ("-", "--", ":"), strict=False):
+        heights = np.linspace(up.low, up.high, 200)
+        values = 10.0**heights if up.axis.scale == "log" else heights
+        lr = overlay.lr(values)
+        inside = (lr >= (across.axis.low or 0)) & (lr <= (across.axis.high or np.inf))
+        if inside.any():
+            panel.plot(
+                across.place(lr[inside]),
+                heights[inside],
+                style,
+                color="black",
+                linewidth=1.6,
+                label=overlay.label,
+            )
+
+
+def _overlays(stability_map: StabilityMap) -> list[Overlay]:
+    about = stability_map.about
+    task = dict(about["task"])
+    training = about["training"]
+    return overlays(
+        task.pop("name"), task, training["optimiser"], training["momentum"], training["decay"]
+    )
+
+
+def _legend(panel: Axes) -> list[Any]:
+    handles: list[Any] = [
+        Patch(facecolor=COLOURS[name], alpha=0.6, hatch=HATCHES[name], label=f"{name} (model)")
+        for name in REGIMES
+    ]
+    handles += [
+        Line2D(
+            [],
+            [],
+            linestyle="",
+            marker=MARKERS[name],
+            color=COLOURS[name],
+            markeredgecolor="black",
+            label=f"{name} (evaluated)",
+        )
+        for name in REGIMES
+    ]
+    return [*handles, *panel.get_legend_handles_labels()[0]]
+
+
+def _title(stability_map: StabilityMap) -> str:
+    about = stability_map.about
+    training = about["training"]
+    held = [
+        f"{axis.name} = {axis.value:g}"
+        for axis in stability_map.axes
+        if not axis.free and (axis.value or axis.name == "lr")
+    ]
+    parts = [
+        about["task"]["name"],
+        f"{training['optimiser']}, {training['steps']} steps, {training['dtype']}",
+        f"k = {', '.join(map(str, training['ks']))}",
+        f"{len(stability_map.frame)} points x {training['seeds']} seeds",
+        *held,
+    ]
+    return "   ".join(parts)
+
+
+def _curves(stability_map: StabilityMap, axis: Axis) -> Figure:
+    """Probabilities along the only free axis, with the evaluated points on top."""
+    scale = _Scale(axis)
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    panel = figure.subplots()
+    positions = np.linspace(scale.low, scale.high, 400)
+    values = 10.0**positions if axis.scale == "log" else positions
+    assert axis.low is not None and axis.high is not None
+    probabilities = stability_map.classify(**{axis.name: np.clip(values, axis.low, axis.high)})
+    heights = {"stable": 1.12, "restrained": 1.08, "divergent": 1.04}
+    for name, style in zip(REGIMES, ("-", "--", ":"), strict=True):
+        panel.plot(positions, probabilities[name], style, color=COLOURS[name], linewidth=2)
+        rows = stability_map.frame[stability_map.frame["regime"] == name]
+        places = scale.place(rows[axis.name].to_numpy())
+        panel.scatter(
+            places,
+            np.full(len(places), heights[name]),
+            marker=MARKERS[name],
+            color=COLOURS[name],
+            edgecolors="black",
+            linewidths=0.6,
+            s=26,
+        )
+    scale.decorate(panel.xaxis)
+    panel.set_ylabel("probability")
+    panel.set_ylim(-0.03, 1.17)
+    figure.suptitle(_title(stability_map), fontsize=10)
+    figure.legend(
+        handles=_legend(panel), loc="outside lower center", ncols=3, fontsize=8, frameon=False
+    )
+    return figure

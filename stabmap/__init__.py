@@ -1,0 +1,124 @@
+"""stabmap: where is training stable, where restrained, where divergent?
+
+Everything a user needs comes from here; the parts are loaded when they are first used.
+
+    spec = stabmap.load_spec("sweep.yaml", {"budget.points": 64})
+    sweep = stabmap.run_sweep(spec)
+    stabmap.load_map(sweep).classify(lr=0.1, weight_decay=5e-4)
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from analysis import theory
+    from analysis.load import load_map
+    from analysis.map import StabilityMap
+    from sweeps.runner import run_sweep
+    from sweeps.spec import SweepSpec, load_spec
+    from trainables import __version__
+    from trainables.domain import (
+        Axis,
+        InputError,
+        Margins,
+        Mistake,
+        NotReproducibleError,
+        Point,
+        PointResult,
+        Reason,
+        Regime,
+        StabmapError,
+        Training,
+        UnreachableError,
+        Verdict,
+    )
+    from trainables.evaluate import evaluate
+    from trainables.tasks import Task, get_task, task_names
+
+
+def _check_neighbours() -> None:
+    """Refuse to run with another published package called `sweeps` or `analysis`."""
+    here = Path(__file__).resolve().parent.parent
+    for name in ("trainables", "analysis", "sweeps"):
+        spec = importlib.util.find_spec(name)
+        found = Path(spec.origin).resolve().parent.parent if spec and spec.origin else None
+        if found != here:
+            place = f"lies in {found}" if found else "cannot be found"
+            raise ImportError(
+                f"stabmap needs its own package {name!r} beside it in {here}, but it {place}: "
+                f"uninstall the other package called {name!r}, or install stabmap in an "
+                "environment of its own"
+            )
+
+
+_check_neighbours()
+
+_PLACES = {
+    "__version__": "trainables",
+    "Axis": "trainables.domain",
+    "InputError": "trainables.domain",
+    "Margins": "trainables.domain",
+    "Mistake": "trainables.domain",
+    "NotReproducibleError": "trainables.domain",
+    "Point": "trainables.domain",
+    "PointResult": "trainables.domain",
+    "Reason": "trainables.domain",
+    "Regime": "trainables.domain",
+    "StabilityMap": "analysis.map",
+    "StabmapError": "trainables.domain",
+    "SweepSpec": "sweeps.spec",
+    "Task": "trainables.tasks",
+    "Training": "trainables.domain",
+    "UnreachableError": "trainables.domain",
+    "Verdict": "trainables.domain",
+    "evaluate": "trainables.evaluate",
+    "get_task": "trainables.tasks",
+    "load_map": "analysis.load",
+    "load_spec": "sweeps.spec",
+    "run_sweep": "sweeps.runner",
+    "task_names": "trainables.tasks",
+    "theory": "analysis",
+}
+
+__all__ = [
+    "Axis",
+    "InputError",
+    "Margins",
+    "Mistake",
+    "NotReproducibleError",
+    "Point",
+    "PointResult",
+    "Reason",
+    "Regime",
+    "StabilityMap",
+    "StabmapError",
+    "SweepSpec",
+    "Task",
+    "Training",
+    "UnreachableError",
+    "Verdict",
+    "__version__",
+    "evaluate",
+    "get_task",
+    "load_map",
+    "load_spec",
+    "run_sweep",
+    "task_names",
+    "theory",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "theory":
+        return importlib.import_module("analysis.theory")
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
+    raise AttributeError(f"module 'stabmap' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,239 @@
+"""The command line. Results go to stdout, progress and errors to stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trainables.domain import AXIS_NAMES, InputError, Mistake, StabmapError
+
+app = typer.Typer(
+    help="Maps of where training is stable, restrained or divergent.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+SpecPath = Annotated[str, typer.Argument(help="YAML file, or the name of a preset.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--override", "-o", help="A value by its path, such as -o budget.points=128."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON line for programs.")]
+Sweep = Annotated[str, typer.Argument(help="Id of a sweep, or a folder that export wrote.")]
+Tracking = Annotated[
+    str | None, typer.Option("--tracking", help="MLflow address, if not the usual one.")
+]
+
+
+def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """One line a mistake and an exit code instead of a stack trace."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except InputError as error:
+            for mistake in error.mistakes:
+                print(f"error: {mistake}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from None
+        except StabmapError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+@app.command()
+@_plain_errors
+def run(
+    spec: SpecPath,
+    override: Overrides = None,
+    address: Annotated[
+        str, typer.Option(help="Where Ray runs: local, auto, or host:port of a cluster.")
+    ] = "local",
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Run a sweep, or go on with one that was interrupted: the same command again.
+
+    Examples: stabmap run mnist-mlp; stabmap run sweep.yaml -o budget.points=256 -o steps=800
+    """
+    from sweeps.spec import load_spec, parse_overrides
+
+    loaded = load_spec(spec, parse_overrides(override or ()))
+    if not quiet:
+        for note in loaded.training.notes:
+            print(f"note: {note}", file=sys.stderr)
+        print(f"sweep {loaded.title} ({loaded.hash}): starting Ray", file=sys.stderr, flush=True)
+    from sweeps.runner import execute
+
+    outcome = execute(loaded, address, None if quiet else sys.stderr)
+    again = "stabmap run " + " ".join([spec, *(f"-o {text}" for text in override or ())])
+    if not as_json:
+        _report(outcome, loaded)
+    if not outcome.recorded:
+        print("warning: MLflow missed some records; the same command writes them", file=sys.stderr)
+    if outcome.ending != "complete":
+        kept = f"{outcome.points} points are kept; go on with: {again}"
+        print(f"{'interrupted' if outcome.ending == 'interrupted' else 'out of time'}: {kept}",
+              file=sys.stderr)  # fmt: skip
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "sweep": outcome.sweep,
+                    "ending": outcome.ending,
+                    "points": outcome.points,
+                    "spec": loaded.hash,
+                    "folder": str(outcome.folder),
+                }
+            )
+        )
+    code = {"complete": 0, "short": 3, "interrupted": 130}[outcome.ending]
+    if code:
+        raise typer.Exit(code)
+
+
+def _report(outcome: Any, spec: Any) -> None:
+    """What was found and where it lies."""
+    from analysis.load import load_map
+    from analysis.plot import plot_map
+    from analysis.text import as_text
+
+    if outcome.points:
+        found = load_map(outcome.folder / "map")
+        print(as_text(found))
+        counts = "  ".join(f"{regime} {count}" for regime, count in found.counts().items())
+        print(f"\n{outcome.points} points: {counts}")
+        if any(axis.free for axis in found.axes):
+            print(f"picture   {plot_map(found, outcome.folder / 'map' / 'map.png')}")
+    print(f"results   {outcome.folder}")
+    print(f"review    {outcome.review}")
+    print(f"sweep     {outcome.sweep}")
+
+
+@app.command()
+@_plain_errors
+def show(spec: SpecPath, override: Overrides = None, as_json: AsJson = False) -> None:
+    """Check a spec; print it with all defaults, its hash and what it will cost. Runs nothing."""
+    import yaml
+
+    from sweeps.spec import load_spec, parse_overrides
+    from trainables.cost import estimate
+    from trainables.tasks import get_task
+
+    loaded = load_spec(spec, parse_overrides(override or ()))
+    task = get_task(loaded.task_name, **loaded.task_options)
+    cost = estimate(task, loaded.training, loaded.budget.points, _workers(loaded))
+    if as_json:
+        print(json.dumps({"spec": loaded.resolved(), "hash": loaded.hash, "cost": cost.to_dict()}))
+        return
+    print(yaml.safe_dump(loaded.resolved(), sort_keys=False).rstrip())
+    print(f"\nhash  {loaded.hash}")
+    print(f"cost  {cost}")
+    for note in loaded.training.notes:
+        print(f"note  {note}")
+
+
+def _workers(spec: Any) -> int:
+    cpus = len(os.sched_getaffinity(0))
+    return int(spec.resources.workers or max(1, cpus // spec.resources.cpus))
+
+
+@app.command()
+@_plain_errors
+def query(
+    sweep: Sweep,
+    at: Annotated[
+        list[str] | None, typer.Argument(help="Where: lr=0.1 weight_decay=5e-4 ...")
+    ] = None,
+    largest: Annotated[
+        str | None, typer.Option("--max", help="Axis whose largest stable value is asked for.")
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="Probability asked for with --max.")] = 0.95,
+    tracking: Tracking = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a map: how likely is each regime here, or how large may an axis be?
+
+    Examples: stabmap query ID lr=0.1 weight_decay=0.001; stabmap query ID --max lr weight_decay=0
+    """
+    from analysis.load import load_map
+
+    values = _values(at or ())
+    found = load_map(sweep, tracking)
+    if largest is None:
+        answer: dict[str, Any] = found.classify(**values)
+        text = "\n".join(f"{regime:<11} {p:.3f}" for regime, p in answer.items())
+    else:
+        value = found.max_stable(largest, confidence=confidence, **values)
+        answer = {"axis": largest, "max_stable": value, "confidence": confidence}
+        text = (
+            f"{largest} <= {value:.4g} is stable with probability >= {confidence:g}"
+            if value is not None
+            else f"no {largest} of this map is stable with probability >= {confidence:g} there"
+        )
+    print(json.dumps(answer) if as_json else text)
+
+
+def _values(texts: Any) -> dict[str, float]:
+    values: dict[str, float] = {}
+    mistakes = []
+    for text in texts:
+        name, _, number = text.partition("=")
+        try:
+            values[name] = float(number)
+        except ValueError:
+            mistakes.append(
+                Mistake("at", text, "a place reads axis=number",
+                        f"write lr=0.1 (axes: {', '.join(AXIS_NAMES)})")
+            )  # fmt: skip
+    if mistakes:
+        raise InputError(mistakes)
+    return values
+
+
+@app.command()
+@_plain_errors
+def plot(
+    sweep: Sweep,
+    output: Annotated[Path, typer.Option("--output", "-O", help="File: .png, .svg or .pdf.")] = (
+        Path("map.png")
+    ),
+    theory: Annotated[bool, typer.Option(help="Draw the closed-form bounds.")] = True,
+    tracking: Tracking = None,
+) -> None:
+    """Draw a map to a file."""
+    from analysis.load import load_map
+    from analysis.plot import plot_map
+
+    print(plot_map(load_map(sweep, tracking), output, theory))
+
+
+@app.command()
+@_plain_errors
+def export(
+    sweep: Sweep,
+    folder: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    tracking: Tracking = None,
+) -> None:
+    """Write a map to a folder, as parquet and JSON."""
+    from analysis.load import load_map
+
+    for path in load_map(sweep, tracking).export(folder):
+        print(path)
+
+
+def main() -> None:
+    """Entry point of the `stabmap` command."""
+    app()

@@ -1,0 +1,1 @@
+"""Who decides what runs where: specs, search, the store, tracking, the runner."""

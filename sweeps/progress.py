@@ -1,0 +1,93 @@
+"""One line that says how far a sweep is: rewritten on a terminal, repeated elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import Counter
+from typing import IO
+
+from trainables.domain import PointResult, Regime
+
+#: Seconds between lines where the output is no terminal.
+LINE_SECONDS = 10.0
+
+
+class Progress:
+    """Counts points and regimes, and says how long the rest will take.
+
+    Args:
+        total: points in the budget, or None where only time ends the sweep.
+        wall_time: seconds in the budget, or None.
+        stream: where to write; None writes nothing.
+    """
+
+    def __init__(
+        self, total: int | None, wall_time: float | None, stream: IO[str] | None = sys.stderr
+    ) -> None:
+        self._total = total
+        self._wall_time = wall_time
+        self._stream = stream
+        self._terminal = stream is not None and stream.isatty()
+        self._counts: Counter[Regime] = Counter()
+        self._trained = 0
+        self._begin = time.monotonic()
+        self._last = -LINE_SECONDS
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin the clock; on a terminal the line is redrawn every second from now on."""
+        self._begin = time.monotonic()
+        if self._terminal:
+            self._thread = threading.Thread(target=self._redraw, daemon=True)
+            self._thread.start()
+
+    def add(self, result: PointResult, trained: bool) -> None:
+        """Count a result; `trained` says whether it cost time in this run."""
+        self._counts[result.verdict.regime] += 1
+        self._trained += trained
+        now = time.monotonic()
+        if not self._terminal and self._stream is not None and now - self._last >= LINE_SECONDS:
+            self._last = now
+            print(self.line(), file=self._stream, flush=True)
+
+    def line(self) -> str:
+        """What is shown."""
+        done = sum(self._counts.values())
+        of = f"/{self._total}" if self._total else ""
+        regimes = "  ".join(f"{regime.value} {self._counts[regime]}" for regime in Regime)
+        return f"points {done}{of}  {regimes}  {self._left(done)}"
+
+    def _left(self, done: int) -> str:
+        spent = time.monotonic() - self._begin
+        estimates = []
+        if self._total and self._trained:
+            estimates.append(spent / self._trained * (self._total - done))
+        if self._wall_time:
+            estimates.append(max(self._wall_time - spent, 0.0))
+        if not estimates:
+            return f"{_clock(spent)} so far"
+        return f"about {_clock(min(estimates))} left"
+
+    def _redraw(self) -> None:
+        while not self._stop.wait(1.0):
+            print(f"\r\x1b[K{self.line()}", end="", file=self._stream, flush=True)
+
+    def stop(self) -> None:
+        """Write the last state and end the line."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        if self._stream is not None:
+            lead = "\r\x1b[K" if self._terminal else ""
+            print(f"{lead}{self.line()}", file=self._stream, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

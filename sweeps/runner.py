@@ -1,0 +1,335 @@
+"""Run a sweep, or go on with one: Ray Tune evaluates, Optuna proposes, MLflow records."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+# Ray reads these when it is imported.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints a table even at verbose 0
+os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is handled here
+
+import ray
+from ray import tune
+
+from analysis.map import StabilityMap
+from sweeps.progress import Progress
+from sweeps.rounds import Rounds
+from sweeps.searcher import PackSearcher
+from sweeps.spec import SweepSpec
+from sweeps.store import Store
+from sweeps.tracking import Tracker, review_command, tracking_uri
+from trainables.domain import (
+    InputError,
+    Mistake,
+    NotReproducibleError,
+    Point,
+    PointResult,
+    StabmapError,
+    UnreachableError,
+)
+from trainables.tune import PackTrainable
+
+Ending = Literal["complete", "short", "interrupted"]
+
+#: Reports of a pack between two checkpoints of it; packs that are done sooner write none.
+CHECKPOINT_REPORTS = 5
+#: How often a pack is started again after its worker died, before the sweep gives up.
+RETRIES = 2
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a sweep ended.
+
+    Args:
+        sweep: id of the sweep: its MLflow parent run.
+        ending: `complete`, `short` (of its budget of points) or `interrupted`.
+        points: number of points with a result.
+        folder: where results, spec and map lie.
+        review: how to look at the runs in MLflow.
+        recorded: whether MLflow took everything.
+    """
+
+    sweep: str
+    ending: Ending
+    points: int
+    folder: Path
+    review: str
+    recorded: bool
+
+
+def run_sweep(spec: SweepSpec, address: str = "local") -> str:
+    """Run a sweep to the end of its budget; a sweep that was interrupted goes on.
+
+    Args:
+        spec: from `load_spec`.
+        address: `local` starts Ray on this machine; `auto` or `host:port` joins a cluster. A
+            Ray that this process has started already is used as it is.
+
+    Returns:
+        Id of the sweep, for `load_map`.
+
+    Raises:
+        InputError: the address is malformed.
+        UnreachableError: folder, GPU, MLflow or Ray cannot be used; nothing was trained.
+        NotReproducibleError: the task does not repeat itself to the bit.
+        KeyboardInterrupt: after Ctrl-C, with everything kept.
+        StabmapError: a training failed for good; what was finished is kept.
+    """
+    outcome = execute(spec, address)
+    if outcome.ending == "interrupted":
+        raise KeyboardInterrupt(f"sweep {outcome.sweep}: {outcome.points} points kept")
+    return outcome.sweep
+
+
+def execute(spec: SweepSpec, address: str = "local", stream: IO[str] | None = None) -> Outcome:
+    """`run_sweep` with a progress line and with all that there is to say at the end."""
+    check_surroundings(spec, address)
+    tracker = Tracker(spec)
+    with Store(spec) as store:
+        session = _Session(spec, store, tracker, stream)
+        return session.run(address)
+
+
+def check_surroundings(spec: SweepSpec, address: str) -> None:
+    """Raise for an address or a device that cannot be used, before anything is created."""
+    if address.startswith("ray://"):
+        raise InputError(
+            [
+                Mistake(
+                    "address",
+                    address,
+                    "Ray client connections are not supported",
+                    "run on a node of the cluster with --address auto",
+                )
+            ]
+        )
+    if address == "local" and spec.device.startswith("cuda"):
+        from trainables.trajectory import require_gpu
+
+        require_gpu(spec.device)
+
+
+class _Session:
+    """One call of a sweep: the pieces and how they are wired."""
+
+    def __init__(
+        self, spec: SweepSpec, store: Store, tracker: Tracker, stream: IO[str] | None
+    ) -> None:
+        self.spec = spec
+        self.store = store
+        self.tracker = tracker
+        self.rounds = Rounds(spec)
+        self.progress = Progress(self.rounds.limit, spec.budget.wall_time, stream)
+        self.searcher = PackSearcher(spec, self.rounds, self._known, self._take)
+        self.interrupted = False
+        self._begin = time.monotonic()
+        self._mapped = 0
+
+    def run(self, address: str) -> Outcome:
+        """Train until the budget, an interrupt or a failure ends it; keep everything."""
+        sweep = self.tracker.open(self.store.recall().get("sweep"))
+        self.store.remember(sweep=sweep, tracking=self.tracker.uri)
+        status = "FAILED"
+        try:
+            with _ray(self.spec, address) as scratch, self._interruptible():
+                self._begin = time.monotonic()
+                self.progress.start()
+                try:
+                    self._fit(scratch)
+                finally:
+                    self.progress.stop()
+            self.rounds.finish()
+            status = "KILLED" if self.interrupted else "FINISHED"
+        finally:
+            if self.rounds.results:
+                self._write_map()
+            recorded = self.tracker.close(status)
+        return Outcome(
+            sweep,
+            self._ending(),
+            len(self.rounds.results),
+            self.store.folder,
+            review_command(tracking_uri(self.spec)),
+            recorded,
+        )
+
+    def _ending(self) -> Ending:
+        if self.interrupted:
+            return "interrupted"
+        limit = self.rounds.limit
+        return "short" if limit is not None and len(self.rounds.results) < limit else "complete"
+
+    # ----------------------------------------------------------------- results
+
+    def _known(self, number: int, point: Point) -> PointResult | None:
+        """The result of an earlier call, which then costs nothing."""
+        result = self.store.get(point)
+        if result is not None:
+            self.progress.add(result, trained=False)
+            self.tracker.log_point(number, result, self.store.finished_at[point.key])
+        return result
+
+    def _take(self, number: int, result: PointResult) -> None:
+        """A new result: to disk first, then to everyone else."""
+        now = time.time()
+        self.store.append(result, now)
+        self.progress.add(result, trained=True)
+        self.tracker.log_point(number, result, now)
+        if len(self.rounds.results) >= self._mapped + self.spec.search.batch:
+            self._mapped = len(self.rounds.results)
+            self.tracker.log_map(self._map(), figure=False)
+
+    def _map(self) -> StabilityMap:
+        return StabilityMap.of(self.spec.about(), self.rounds.results.items())
+
+    def _write_map(self) -> None:
+        """The map as known now, to the sweep's folder and to MLflow."""
+        stability_map = self._map()
+        stability_map.export(self.store.folder / "map")
+        self.tracker.log_map(stability_map, figure=True)
+
+    # ----------------------------------------------------------------- Tune
+
+    def _fit(self, scratch: Path) -> None:
+        part = self.spec.resources
+        resources = {"cpu": part.cpus, "gpu": self.spec.gpus}
+        tuner = tune.Tuner(
+            tune.with_resources(PackTrainable, resources),
+            tune_config=tune.TuneConfig(
+                search_alg=self.searcher,
+                num_samples=-1,
+                max_concurrent_trials=part.workers,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(scratch),
+                stop=_Stop(self._over),
+                failure_config=tune.FailureConfig(max_failures=RETRIES),
+                checkpoint_config=tune.CheckpointConfig(
+                    num_to_keep=1, checkpoint_frequency=CHECKPOINT_REPORTS
+                ),
+                verbose=0,
+            ),
+        )
+        results = tuner.fit()
+        if results.errors and not self.interrupted:
+            raise _as_stabmap_error(results.errors[0], self.spec, len(self.rounds.results))
+
+    def _over(self) -> bool:
+        """Whether no further training should be begun or continued."""
+        limit = self.spec.budget.wall_time
+        late = limit is not None and time.monotonic() - self._begin >= limit
+        if self.interrupted or late:
+            self.searcher.closed = True
+        return self.searcher.closed
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Ctrl-C (and SIGTERM) end the sweep in good order; a second one ends it at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        former = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+        def interrupt(number: int, _frame: object) -> None:
+            self.interrupted = True
+            for each, handler in former.items():
+                signal.signal(each, handler)
+            print("\nstopping; everything finished is kept", file=sys.stderr, flush=True)
+
+        for each in former:
+            signal.signal(each, interrupt)
+        try:
+            yield
+        finally:
+            for each, handler in former.items():
+                signal.signal(each, handler)
+
+
+class _Stop(tune.Stopper):
+    """Ends all trials when the sweep is over."""
+
+    def __init__(self, over: Callable[[], bool]) -> None:
+        self._over = over
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """A single trial ends when its pack is done."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether the sweep is over."""
+        return self._over()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled by Tune for a restore that is never made."""
+        return {}
+
+
+@contextmanager
+def _ray(spec: SweepSpec, address: str) -> Iterator[Path]:
+    """A connection to Ray and a scratch folder; what was started here ends here."""
+    scratch = Path(tempfile.mkdtemp(prefix="stabmap-"))
+    started = not ray.is_initialized()
+    try:
+        if started:
+            _start_ray(spec, address, scratch)
+        yield scratch
+    finally:
+        if started:
+            ray.shutdown()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _start_ray(spec: SweepSpec, address: str, scratch: Path) -> None:
+    options: dict[str, Any] = {
+        "address": address,
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+        # One thread a worker: two of them with two threads each fight for two cores.
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}},
+    }
+    if address == "local":
+        cpus = len(os.sched_getaffinity(0))
+        wanted = math.ceil((spec.resources.workers or 1) * spec.resources.cpus)
+        options |= {
+            "num_cpus": max(cpus, wanted),
+            "include_dashboard": False,
+            "_temp_dir": str(scratch / "ray"),
+        }
+    try:
+        ray.init(**options)
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise UnreachableError(
+            f"address = {address!r}: Ray cannot be reached ({first[:200]}); use --address local, "
+            "or start the cluster first"
+        ) from error
+
+
+def _as_stabmap_error(error: BaseException, spec: SweepSpec, points: int) -> StabmapError:
+    """What made a pack fail for good, in one line."""
+    text = str(error)
+    found = [line for line in text.splitlines() if "Error" in line and not line.startswith(" ")]
+    last = (found or text.strip().splitlines() or [repr(error)])[-1].strip()
+    if "NotReproducibleError" in last:
+        return NotReproducibleError(last.partition("NotReproducibleError:")[2].strip())
+    return StabmapError(
+        f"task {spec.task_name}: a training failed {RETRIES + 1} times, last with: {last[:300]}; "
+        f"{points} points are kept; mend the task and run the same command to go on"
+    )

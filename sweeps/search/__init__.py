@@ -1,0 +1,1 @@
+"""Samplers that choose the next points, all on Optuna's interface."""

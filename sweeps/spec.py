@@ -1,0 +1,559 @@
+"""The sweep spec: one YAML file, checked as a whole, hashed by what it asks for."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from analysis.load import home
+from trainables import __version__
+from trainables.domain import (
+    AXIS_NAMES,
+    AnchorName,
+    Axis,
+    DecayName,
+    DtypeName,
+    InputError,
+    Mistake,
+    OptimiserName,
+    Point,
+    RegulariserName,
+    Training,
+    nearest,
+)
+
+
+def _seconds(value: Any) -> Any:
+    """90, "90s", "5m" and "2h" as seconds."""
+    units = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+    found = (
+        re.fullmatch(r"([0-9.]+)\s*([smhd]?)", value.strip()) if isinstance(value, str) else None
+    )
+    return float(found[1]) * units[found[2]] if found else value
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _fixed(value: Any) -> Any:
+    return {"value": value} if isinstance(value, (int, float, str)) else value
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AxisPart(_Part):
+    """An axis: `0.1` (fixed), or a scale with its range."""
+
+    scale: Literal["log", "linear", "fixed"] = "fixed"
+    low: float | None = None
+    high: float | None = None
+    value: float | None = None
+    zero: bool = False
+
+
+AxisField = Annotated[AxisPart, BeforeValidator(_fixed)]
+
+
+class AxesPart(_Part):
+    """The three axes; alpha and weight_decay are held at 0 unless given."""
+
+    lr: AxisField | None = None
+    alpha: AxisField = AxisPart(value=0.0)
+    weight_decay: AxisField = AxisPart(value=0.0)
+
+
+class TaskPart(BaseModel):
+    """A task's name and its options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str | None = None
+
+
+class SearchPart(_Part):
+    """How the next points are chosen."""
+
+    method: Literal["sobol", "grid", "tpe"] = "sobol"
+    batch: int = 16
+    levels: int | dict[str, int] = 8
+    start: tuple[dict[str, float], ...] = ()
+
+
+class BudgetPart(_Part):
+    """When the sweep ends: a number of points, a wall time in seconds ("90s", "5m", "2h"), both."""
+
+    points: int | None = None
+    wall_time: Annotated[float | None, BeforeValidator(_seconds)] = None
+
+
+class ResourcesPart(_Part):
+    """What one pack of points gets. None: as many workers as fit; a GPU where the device is one."""
+
+    workers: int | None = None
+    cpus: float = 1.0
+    gpus: float | None = None
+    pack: int = 4
+
+
+class TrackingPart(_Part):
+    """Where MLflow keeps the runs. None: MLFLOW_TRACKING_URI, else sqlite in the folder."""
+
+    address: str | None = None
+    experiment: str = "stabmap"
+
+
+class SweepSpec(_Part):
+    """Everything that a sweep is: built by `load_spec`, which checks all its laws at once.
+
+    The fields from `ks` to `sharpness` are those of `Training`. What only decides where and for
+    how long a sweep runs (name, budget, resources, tracking, folder) is not part of its hash: a
+    sweep with a larger budget goes on with the points it has.
+    """
+
+    name: str | None = None
+    task: Annotated[TaskPart, BeforeValidator(_named)] = TaskPart()
+    axes: AxesPart = AxesPart()
+    ks: tuple[int, ...] = (1, 3)
+    seeds: int = 1
+    seed: int = 0
+    steps: int = 400
+    dtype: DtypeName = "float32"
+    device: str = "cpu"
+    optimiser: OptimiserName = "sgd"
+    momentum: float | None = None
+    decay: DecayName = "coupled"
+    regulariser: RegulariserName = "closed-form"
+    anchor: AnchorName = "never"
+    sharpness: bool = True
+    search: SearchPart = SearchPart()
+    budget: BudgetPart = BudgetPart()
+    resources: ResourcesPart = ResourcesPart()
+    tracking: TrackingPart = TrackingPart()
+    folder: str = Field(default_factory=lambda: str(home()))
+
+    @cached_property
+    def training(self) -> Training:
+        """How every point is trained."""
+        return Training(**{f.name: getattr(self, f.name) for f in fields(Training)})
+
+    @cached_property
+    def space(self) -> tuple[Axis, ...]:
+        """The three axes, in the order lr, alpha, weight_decay."""
+        return tuple(
+            Axis(name=name, **getattr(self.axes, name).model_dump()) for name in AXIS_NAMES
+        )
+
+    @property
+    def task_name(self) -> str:
+        """Name of the task."""
+        assert self.task.name is not None
+        return self.task.name
+
+    @property
+    def task_options(self) -> dict[str, Any]:
+        """The task's own options as given."""
+        return dict(self.task.model_extra or {})
+
+    @property
+    def title(self) -> str:
+        """The sweep's name, or its task's."""
+        return self.name or self.task_name
+
+    @property
+    def gpus(self) -> float:
+        """GPUs a pack."""
+        given = self.resources.gpus
+        return (1.0 if self.device.startswith("cuda") else 0.0) if given is None else given
+
+    @cached_property
+    def start(self) -> tuple[Point, ...]:
+        """The points to begin with."""
+        held: dict[str, float] = {a.name: a.smallest for a in self.space if not a.free}
+        return tuple(Point(**{**held, **point}) for point in self.search.start)
+
+    def resolved(self) -> dict[str, Any]:
+        """The spec with all defaults filled in, as plain values; loads back to itself."""
+        content: dict[str, Any] = self.model_dump(mode="json", exclude={"task", "axes"})
+        content["momentum"] = self.training.momentum
+        axes = {}
+        for name in AXIS_NAMES:
+            part = getattr(self.axes, name).model_dump(exclude_defaults=True)
+            axes[name] = part["value"] if set(part) == {"value"} else part
+        return {"task": {"name": self.task_name, **self.task_options}, "axes": axes, **content}
+
+    def about(self) -> dict[str, Any]:
+        """What is swept, without where and for how long: this is what the hash covers."""
+        axes = {a.name: {k: v for k, v in asdict(a).items() if k != "name"} for a in self.space}
+        return {
+            "task": {"name": self.task_name, **self.task_options},
+            "axes": axes,
+            "training": json.loads(json.dumps(asdict(self.training))),
+            "search": self.search.model_dump(mode="json"),
+            "stabmap": __version__,
+        }
+
+    @cached_property
+    def hash(self) -> str:
+        """Sixteen hex digits that are equal for specs that ask for the same points."""
+        text = json.dumps(self.about(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def load_spec(
+    source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+) -> SweepSpec:
+    """Read a spec and check all its laws.
+
+    Args:
+        source: path of a YAML file, the name of a preset, or a mapping.
+        overrides: values by dotted path, such as `{"budget.points": 64}`.
+
+    Returns:
+        The spec.
+
+    Raises:
+        InputError: with every mistake that was found, each with field, value, law and remedy.
+    """
+    raw = dict(copy.deepcopy(source)) if isinstance(source, Mapping) else _read(source)
+    mistakes = [m for path, value in (overrides or {}).items() for m in _override(raw, path, value)]
+    spec, found, unread = _parse(raw)
+    mistakes += found
+    # A law about a part of which something could not be read would only echo that mistake.
+    mistakes += [
+        m for m in _laws(spec) if not any((m.field + ".").startswith(p + ".") for p in unread)
+    ]
+    if mistakes:
+        raise InputError(mistakes)
+    return spec
+
+
+def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
+    """`["a.b=c"]` as `{"a.b": c}`, the values read as YAML.
+
+    Raises:
+        InputError: a text has no "=".
+    """
+    overrides: dict[str, Any] = {}
+    mistakes = []
+    for text in texts:
+        path, separator, value = text.partition("=")
+        if not separator or not path.strip():
+            mistakes.append(
+                Mistake("-o", text, "an override reads path=value", "write -o budget.points=64")
+            )
+            continue
+        try:
+            overrides[path.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            mistakes.append(Mistake("-o", text, "the value is no YAML", "quote it"))
+    if mistakes:
+        raise InputError(mistakes)
+    return overrides
+
+
+def preset_names() -> tuple[str, ...]:
+    """Names of the presets that come along."""
+    folder = resources.files("sweeps") / "presets"
+    return tuple(sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".yaml")))
+
+
+def _read(source: str | Path) -> dict[str, Any]:
+    path = Path(source).expanduser()
+    if not path.exists() and str(source) in preset_names():
+        text = (resources.files("sweeps") / "presets" / f"{source}.yaml").read_text("utf-8")
+    else:
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            names = ", ".join(preset_names())
+            raise InputError(
+                [
+                    Mistake(
+                        "spec",
+                        str(source),
+                        "cannot be read as a file",
+                        f"give the path of a YAML file, or a preset: {names}",
+                    )
+                ]
+            ) from error
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = str(getattr(error, "problem_mark", "")).strip()
+        raise InputError(
+            [Mistake("spec", str(source), f"is no YAML ({where})", "mend that line")]
+        ) from error
+    if not isinstance(raw, dict):
+        raise InputError(
+            [Mistake("spec", str(source), "holds no mapping", "begin with task: and axes:")]
+        )
+    return raw
+
+
+def _override(raw: dict[str, Any], path: str, value: Any) -> list[Mistake]:
+    *parents, last = path.split(".")
+    place = raw
+    for depth, parent in enumerate(parents):
+        inner = place.get(parent)
+        if inner is None:
+            inner = place[parent] = {}
+        elif parent == "task" and isinstance(inner, str):
+            inner = place[parent] = {"name": inner}
+        if not isinstance(inner, dict):
+            here = ".".join(parents[: depth + 1])
+            return [
+                Mistake(
+                    path,
+                    value,
+                    f"{here} is {inner!r}, which has no parts",
+                    f"override {here} as a whole",
+                )
+            ]
+        place = inner
+    place[last] = value
+    return []
+
+
+def _parse(raw: Mapping[str, Any]) -> tuple[SweepSpec, list[Mistake], set[str]]:
+    """The spec without the entries that cannot be read, the mistakes in those, and their parts."""
+    try:
+        return SweepSpec(**raw), [], set()
+    except ValidationError as error:
+        rest = copy.deepcopy(dict(raw))
+        mistakes = [_unreadable(detail) for detail in error.errors()]
+        unread = {
+            ".".join(map(str, detail["loc"][:-1] or detail["loc"]))
+            for detail in error.errors()
+            if detail["type"] != "extra_forbidden"
+        }
+        for detail in error.errors():
+            _drop(rest, detail["loc"])
+        spec, more, parts = _parse(rest)
+        return spec, [*mistakes, *more], unread | parts
+
+
+def _drop(raw: Any, place: tuple[int | str, ...]) -> None:
+    """Remove the entry at a place, or the innermost one around it that exists."""
+    for key in place[:-1]:
+        inner = raw.get(key) if isinstance(raw, dict) else None
+        if not isinstance(inner, dict) or place[-1] is key:
+            raw.pop(key, None)
+            return
+        raw = inner
+    raw.pop(place[-1], None)
+
+
+def _unreadable(detail: Any) -> Mistake:
+    place = [str(part) for part in detail["loc"]]
+    field = ".".join(place)
+    if detail["type"] == "extra_forbidden":
+        known = _known_keys(place[:-1])
+        guess = nearest(place[-1], known)
+        meant = f"did you mean {guess}? " if guess else ""
+        return Mistake(
+            field, detail["input"], "no such key", f"{meant}known here: {', '.join(known)}"
+        )
+    law = detail["msg"].replace("Input should be", "must be")
+    return Mistake(field, detail["input"], law, "write such a value")
+
+
+def _known_keys(place: list[str]) -> list[str]:
+    model: type[BaseModel] = SweepSpec
+    parts: dict[str, type[BaseModel]] = {
+        "axes": AxesPart,
+        "search": SearchPart,
+        "budget": BudgetPart,
+        "resources": ResourcesPart,
+        "tracking": TrackingPart,
+        "lr": AxisPart,
+        "alpha": AxisPart,
+        "weight_decay": AxisPart,
+    }
+    for part in place:
+        model = parts.get(part, model)
+    return list(model.model_fields)
+
+
+# --------------------------------------------------------------------------- laws
+
+
+def _laws(spec: SweepSpec) -> Iterable[Mistake]:
+    training: Training | None = None
+    try:
+        training = spec.training
+    except InputError as error:
+        yield from error.mistakes
+    axes = yield from _axes_laws(spec)
+    yield from _task_laws(spec)
+    if training is not None and axes is not None:
+        yield from _underflow(axes[0], training)
+        yield from _regulariser_laws(spec, axes, training)
+    yield from _search_laws(spec, axes)
+    yield from _budget_laws(spec)
+    yield from _resource_laws(spec)
+
+
+def _axes_laws(spec: SweepSpec) -> Any:
+    """Yield the axes' mistakes; return the axes if there are none."""
+    axes, broken = [], False
+    for name in AXIS_NAMES:
+        part = getattr(spec.axes, name)
+        if part is None:
+            broken = True
+            yield Mistake(
+                f"axes.{name}",
+                None,
+                "every sweep needs a learning rate",
+                "write lr: {scale: log, low: 0.01, high: 10}",
+            )
+            continue
+        try:
+            axes.append(Axis(name=name, **part.model_dump()))
+        except InputError as error:
+            broken = True
+            yield from error.mistakes
+    return None if broken else axes
+
+
+def _task_laws(spec: SweepSpec) -> Iterable[Mistake]:
+    from trainables.tasks import get_task, task_names
+
+    if spec.task.name is None:
+        known = ", ".join(task_names())
+        yield Mistake("task", None, "every sweep needs a task", f"use one of {known}")
+        return
+    try:
+        get_task(spec.task.name, **spec.task_options)
+    except InputError as error:
+        yield from error.mistakes
+
+
+def _underflow(lr: Axis, training: Training) -> Iterable[Mistake]:
+    if lr.smallest < training.smallest_lr:
+        field = "axes.lr.low" if lr.free else "axes.lr"
+        yield Mistake(
+            field,
+            lr.smallest,
+            f"lr / {max(training.ks)} underflows {training.dtype}",
+            f"use lr >= {training.smallest_lr:.3g}, or dtype: float64",
+        )
+
+
+def _regulariser_laws(spec: SweepSpec, axes: list[Axis], training: Training) -> Iterable[Mistake]:
+    from trainables.evaluate import regulariser_mistakes
+    from trainables.tasks import get_task
+
+    if not axes[1].free and axes[1].value == 0:
+        return
+    try:
+        task = get_task(spec.task_name, **spec.task_options)
+    except (InputError, AssertionError):
+        return
+    yield from regulariser_mistakes(task, training)
+
+
+def _search_laws(spec: SweepSpec, axes: list[Axis] | None) -> Iterable[Mistake]:
+    search = spec.search
+    if search.batch < 1:
+        yield Mistake("search.batch", search.batch, "points a round >= 1", "use 16")
+    levels = search.levels if isinstance(search.levels, dict) else {"lr": search.levels}
+    for name, count in levels.items():
+        field = f"search.levels.{name}" if isinstance(search.levels, dict) else "search.levels"
+        if name not in AXIS_NAMES:
+            guess = nearest(name, AXIS_NAMES)
+            yield Mistake(
+                field,
+                count,
+                "no such axis",
+                f"did you mean {guess}?" if guess else f"use {', '.join(AXIS_NAMES)}",
+            )
+        elif count < 2:
+            yield Mistake(field, count, "grid levels of a free axis >= 2", "use 8")
+    for number, point in enumerate(search.start):
+        yield from _start_laws(f"search.start[{number}]", point, axes)
+
+
+def _start_laws(
+    field: str, point: Mapping[str, float], axes: list[Axis] | None
+) -> Iterable[Mistake]:
+    for name in point:
+        if name not in AXIS_NAMES:
+            guess = nearest(name, AXIS_NAMES)
+            meant = f"did you mean {guess}?" if guess else f"use {', '.join(AXIS_NAMES)}"
+            yield Mistake(f"{field}.{name}", point[name], "no such axis", meant)
+    for axis in axes or ():
+        value = point.get(axis.name)
+        if value is None:
+            if axis.free:
+                yield Mistake(
+                    f"{field}.{axis.name}",
+                    None,
+                    "a start point gives every free axis",
+                    "write its value",
+                )
+            continue
+        if axis.free:
+            assert axis.low is not None and axis.high is not None
+            inside = axis.low <= value <= axis.high or (axis.zero and value == 0)
+            span = f"{axis.low:g} to {axis.high:g}" + (" or 0" if axis.zero else "")
+        else:
+            inside, span = value == axis.value, f"{axis.value:g}"
+        if not inside:
+            yield Mistake(
+                f"{field}.{axis.name}",
+                value,
+                f"lies outside the axis ({span})",
+                "move the point, or widen the axis",
+            )
+
+
+def _budget_laws(spec: SweepSpec) -> Iterable[Mistake]:
+    points, wall_time = spec.budget.points, spec.budget.wall_time
+    if points is None and wall_time is None:
+        yield Mistake(
+            "budget", None, "a sweep needs an end", "write budget: {points: 64} or {wall_time: 10m}"
+        )
+    if points is not None and points < 1:
+        yield Mistake("budget.points", points, "points >= 1", "use 64")
+    if wall_time is not None and not (wall_time > 0 and math.isfinite(wall_time)):
+        yield Mistake("budget.wall_time", wall_time, "seconds > 0", "use 10m")
+
+
+def _resource_laws(spec: SweepSpec) -> Iterable[Mistake]:
+    part = spec.resources
+    if part.workers is not None and part.workers < 1:
+        yield Mistake("resources.workers", part.workers, "workers >= 1", "leave it out")
+    if part.pack < 1:
+        yield Mistake("resources.pack", part.pack, "points a pack >= 1", "use 4")
+    if not part.cpus > 0:
+        yield Mistake("resources.cpus", part.cpus, "CPUs a pack > 0", "use 1")
+    gpus, cuda = spec.gpus, spec.device.startswith("cuda")
+    if cuda and gpus <= 0:
+        yield Mistake(
+            "resources.gpus", gpus, f"device {spec.device} needs a GPU a pack", "leave it out"
+        )
+    elif not cuda and gpus != 0:
+        yield Mistake(
+            "resources.gpus", gpus, f"device {spec.device} uses no GPU", "set device: cuda"
+        )
+    elif 0 < gpus < 1 and not math.isclose(1 / gpus, round(1 / gpus)):
+        yield Mistake(
+            "resources.gpus",
+            gpus,
+            "a share of a GPU is 1/n (others make Ray wait for ever)",
+            f"use {1 / math.ceil(1 / gpus):.4g}",
+        )

@@ -1,0 +1,81 @@
+"""What a sweep will cost, without running it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from trainables.domain import Training
+from trainables.tasks import Task
+
+#: Floating-point operations a second that one CPU core is taken to sustain on small networks.
+CORE_SPEED = 1e10
+
+
+@dataclass(frozen=True)
+class Cost:
+    """An estimate, good to a factor of a few.
+
+    Args:
+        points: points in the budget; None where only time ends the sweep.
+        steps: updates of all trajectories of one point.
+        flops: floating-point operations of one point, diagnostics included.
+        seconds: time of one point on one core, at an assumed 10 GFLOP/s.
+        workers: points trained at the same time.
+    """
+
+    points: int | None
+    steps: int
+    flops: float
+    seconds: float
+    workers: int
+
+    def to_dict(self) -> dict[str, float | int | None]:
+        """The fields."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        one = f"{self.steps:,} updates and {self.flops / 1e9:,.3g} GFLOP a point"
+        if self.points is None:
+            return f"{one}, about {self.seconds:.2g} s on one core"
+        total = self.points * self.seconds
+        return (
+            f"{self.points} points, {one}: about {total / 60:.2g} core-minutes, "
+            f"{total / self.workers / 60:.2g} minutes with {self.workers} workers "
+            "(assuming 10 GFLOP/s a core)"
+        )
+
+
+def estimate(task: Task, training: Training, points: int | None, workers: int) -> Cost:
+    """Count the operations of one step on tensors without data, and multiply.
+
+    Args:
+        task: the task.
+        training: how it is trained.
+        points: points in the budget, or None.
+        workers: points trained at the same time.
+    """
+    forward, backward = _step_flops(task)
+    trajectories = len(training.ks) * training.seeds
+    updates = trajectories * training.steps
+    per_point = updates * (forward + backward)
+    per_point += training.seeds * training.steps * forward * (1 if task.batch is None else 2)
+    if task.batch is None and training.sharpness:
+        # Eight measurements of about twelve Hessian-vector products, two gradients each.
+        per_point += training.seeds * 8 * 12 * 2 * (forward + backward)
+    return Cost(points, updates, float(per_point), per_point / CORE_SPEED, workers)
+
+
+def _step_flops(task: Task) -> tuple[float, float]:
+    inputs, targets = task.train_data()
+    rows = slice(task.batch)
+    module = task.module(0).to("meta")
+    counts = []
+    with FlopCounterMode(display=False) as counter:
+        loss = task.loss.value(module(inputs[rows].to("meta")), targets[rows].to("meta"))
+        counts.append(counter.get_total_flops())
+        torch.autograd.grad(loss, list(module.parameters()))
+        counts.append(counter.get_total_flops() - counts[0])
+    return float(counts[0]), float(counts[1])

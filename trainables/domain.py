@@ -1,0 +1,581 @@
+"""The words every other module speaks: axes, points, trainings, verdicts, results, errors.
+
+All types are frozen and check their own laws when they are built, so that later code need not.
+Nothing here imports torch: the analysis side reads these types without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+AXIS_NAMES = ("lr", "alpha", "weight_decay")
+DtypeName = Literal["float32", "float64"]
+OptimiserName = Literal["sgd", "nesterov", "adam"]
+DecayName = Literal["coupled", "decoupled"]
+RegulariserName = Literal["closed-form", "reference"]
+AnchorName = Literal["never", "epoch"]
+
+#: Where the extra level 0 of a log or linear axis lies in unit coordinates: just below the axis,
+#: because behaviour at weight_decay -> 0 goes over into behaviour at 0 without a jump.
+ZERO_LEVEL = -0.15
+
+
+# --------------------------------------------------------------------------- errors
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One thing wrong with an input: which field, its value, the law it breaks, the way out."""
+
+    field: str
+    value: Any
+    law: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.field} = {self.value!r}: {self.law}; {self.remedy}"
+
+
+class StabmapError(Exception):
+    """Base of all errors that stabmap raises on purpose; `exit_code` is what the shell sees."""
+
+    exit_code = 1
+
+
+class InputError(StabmapError, ValueError):
+    """Something the user wrote breaks a law. `mistakes` lists all of them."""
+
+    exit_code = 2
+
+    def __init__(self, mistakes: Iterable[Mistake]) -> None:
+        self.mistakes = tuple(mistakes)
+        super().__init__("\n".join(str(mistake) for mistake in self.mistakes))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.mistakes,))
+
+
+class UnreachableError(StabmapError):
+    """Infrastructure (a GPU, an MLflow server, a Ray cluster, a folder) cannot be used."""
+
+    exit_code = 4
+
+
+class NotReproducibleError(StabmapError):
+    """The same training twice gave different bits, so nothing can be said of its stability."""
+
+
+# --------------------------------------------------------------------------- axes and points
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One coordinate of a sweep: a range on a log or linear scale, or one fixed value.
+
+    Args:
+        name: `lr`, `alpha` or `weight_decay`.
+        scale: `log`, `linear` or `fixed`.
+        low: smallest value of the range; positive on a log scale.
+        high: largest value of the range.
+        value: the value of a fixed axis.
+        zero: whether 0 is searched too, as an extra level below `low`. Not for `lr`.
+
+    Raises:
+        InputError: if a law is broken; all broken laws are listed.
+    """
+
+    name: str
+    scale: Literal["log", "linear", "fixed"] = "fixed"
+    low: float | None = None
+    high: float | None = None
+    value: float | None = None
+    zero: bool = False
+
+    def __post_init__(self) -> None:
+        mistakes = list(self._mistakes())
+        if mistakes:
+            raise InputError(mistakes)
+
+    def _mistakes(self) -> Iterable[Mistake]:
+        where = f"axes.{self.name}"
+        if self.name not in AXIS_NAMES:
+            yield Mistake(where, self.name, "no such axis", f"use one of {', '.join(AXIS_NAMES)}")
+            return
+        if self.scale == "fixed":
+            yield from self._fixed_mistakes(where)
+            return
+        if self.value is not None:
+            yield Mistake(
+                f"{where}.value",
+                self.value,
+                f"a {self.scale} axis has no single value",
+                "remove it, or set scale: fixed",
+            )
+        for end in ("low", "high"):
+            number = getattr(self, end)
+            if number is None or not math.isfinite(number):
+                yield Mistake(
+                    f"{where}.{end}",
+                    number,
+                    f"a {self.scale} axis needs a finite {end}",
+                    f"write {end}: <number>",
+                )
+                return
+        assert self.low is not None and self.high is not None
+        if self.low >= self.high:
+            yield Mistake(
+                where, [self.low, self.high], "low < high must hold", "swap or widen the range"
+            )
+        if self.scale == "log" and self.low <= 0:
+            zero = "" if self.name == "lr" else " and add zero: true for an extra level at 0"
+            yield Mistake(
+                f"{where}.low",
+                self.low,
+                "low > 0 must hold on a log scale",
+                f"use a positive low{zero}, or scale: linear",
+            )
+        elif self.low < 0 or (self.name == "lr" and self.low <= 0):
+            sign = "> 0" if self.name == "lr" else ">= 0"
+            yield Mistake(f"{where}.low", self.low, f"{self.name} {sign} must hold", "raise low")
+        if self.zero and self.name == "lr":
+            yield Mistake(
+                f"{where}.zero", True, "a learning rate of 0 trains nothing", "remove zero"
+            )
+        if self.zero and self.low == 0:
+            yield Mistake(
+                f"{where}.zero", True, "0 already belongs to the range", "remove zero or raise low"
+            )
+
+    def _fixed_mistakes(self, where: str) -> Iterable[Mistake]:
+        law = "lr > 0 must hold" if self.name == "lr" else f"{self.name} >= 0 must hold"
+        if self.value is None:
+            yield Mistake(f"{where}.value", None, "a fixed axis needs a value", "write its value")
+        elif (
+            not math.isfinite(self.value)
+            or self.value < 0
+            or (self.name == "lr" and self.value == 0)
+        ):
+            yield Mistake(f"{where}.value", self.value, law, "use a finite value that obeys it")
+        for name in ("low", "high"):
+            if getattr(self, name) is not None:
+                yield Mistake(
+                    f"{where}.{name}",
+                    getattr(self, name),
+                    "a fixed axis has no range",
+                    "remove it, or set scale: log or linear",
+                )
+        if self.zero:
+            yield Mistake(
+                f"{where}.zero", True, "a fixed axis has one level", "remove it, or give a range"
+            )
+
+    @property
+    def free(self) -> bool:
+        """Whether the axis has more than one value."""
+        return self.scale != "fixed"
+
+    @property
+    def smallest(self) -> float:
+        """Smallest value that the axis can take."""
+        if self.value is not None:
+            return self.value
+        assert self.low is not None
+        return 0.0 if self.zero else self.low
+
+    def to_unit(self, values: ArrayLike) -> NDArray[np.float64]:
+        """Values to unit coordinates: [0, 1] along the scale, `ZERO_LEVEL` for the extra level.
+
+        Values outside the range map outside [0, 1]: a map may be asked there, with little faith.
+        """
+        numbers = np.asarray(values, dtype=np.float64)
+        if not self.free:
+            return np.zeros_like(numbers)
+        assert self.low is not None and self.high is not None
+        if self.scale == "linear":
+            unit = (numbers - self.low) / (self.high - self.low)
+        else:
+            safe = np.where(numbers > 0, numbers, self.low)
+            unit = np.log(safe / self.low) / math.log(self.high / self.low)
+            # A value below the range nears 0: it never lies further out than 0 itself.
+            unit = np.maximum(unit, ZERO_LEVEL) if self.name != "lr" else unit
+            unit = np.where(numbers > 0, unit, ZERO_LEVEL)
+        return np.where(numbers == 0, ZERO_LEVEL, unit) if self.zero else unit
+
+    def from_unit(self, unit: ArrayLike) -> NDArray[np.float64]:
+        """Unit coordinates to values; coordinates below 0 mean the extra level where there is one.
+
+        The ends are exact: 0 gives `low`, 1 gives `high`.
+        """
+        coordinates = np.asarray(unit, dtype=np.float64)
+        if not self.free:
+            assert self.value is not None
+            return np.full_like(coordinates, self.value)
+        assert self.low is not None and self.high is not None
+        if self.scale == "linear":
+            values = self.low + coordinates * (self.high - self.low)
+        else:
+            values = np.exp(
+                math.log(self.low) + coordinates * (math.log(self.high) - math.log(self.low))
+            )
+        inside = (coordinates >= 0) & (coordinates <= 1)
+        values = np.where(inside, np.clip(values, self.low, self.high), values)
+        values = np.where(coordinates == 0, self.low, np.where(coordinates == 1, self.high, values))
+        return np.where(coordinates < 0, 0.0, values) if self.zero else values
+
+
+@dataclass(frozen=True, order=True)
+class Point:
+    """One place in the map: a learning rate, a regulariser strength and a weight decay.
+
+    Args:
+        lr: learning rate, finite and > 0.
+        alpha: strength of the stability regulariser, finite and >= 0.
+        weight_decay: finite and >= 0.
+
+    Raises:
+        InputError: if a value breaks its law.
+    """
+
+    lr: float
+    alpha: float = 0.0
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        mistakes = []
+        for name in AXIS_NAMES:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)):
+                mistakes.append(Mistake(name, value, "must be a number", "give a number"))
+            elif not math.isfinite(value) or value < 0 or (name == "lr" and value == 0):
+                law = "finite and > 0" if name == "lr" else "finite and >= 0"
+                mistakes.append(Mistake(name, value, f"must be {law}", "choose such a value"))
+            else:
+                object.__setattr__(self, name, float(value) + 0.0)  # no -0.0 in keys
+        if mistakes:
+            raise InputError(mistakes)
+
+    @property
+    def key(self) -> str:
+        """Text that is equal exactly where the three numbers are equal to the bit."""
+        return ",".join(f"{name}={getattr(self, name)!r}" for name in AXIS_NAMES)
+
+
+def replicate_seed(seed: int, point: Point, replicate: int) -> int:
+    """Seed of one replicate, in [0, 2^31): depends on what is trained, never on when or where.
+
+    Args:
+        seed: seed of the sweep.
+        point: the point that is trained.
+        replicate: number of the replicate, from 0.
+
+    Returns:
+        The seed of initial weights and data order. It does not depend on k: trajectories that
+        differ only in k share both.
+    """
+    packed = struct.pack("<q3dq", seed, point.lr, point.alpha, point.weight_decay, replicate)
+    return int.from_bytes(hashlib.sha256(packed).digest()[:4], "little") & 0x7FFFFFFF
+
+
+# --------------------------------------------------------------------------- training
+
+
+def odd_part(k: int) -> int:
+    """The odd factor of k: k and 2^n k give the same training to the bit."""
+    while k % 2 == 0:
+        k //= 2
+    return k
+
+
+@dataclass(frozen=True)
+class Training:
+    """How every point of a sweep is trained.
+
+    Args:
+        ks: perturbation integers. The update is computed as (lr / k) x (k g): equal in
+            mathematics, one rounding apart in floating point (Sun et al. 2024, section 3). The
+            first is the base trajectory. At least two must differ in their odd part, since a power
+            of two changes no bit.
+        seeds: number of replicates of a point (initial weights and data order).
+        seed: seed of the sweep, from which the replicates' seeds are derived.
+        steps: number of updates of a full training, at least 20.
+        dtype: `float32` or `float64`.
+        device: `cpu`, `cuda` or `cuda:N`.
+        optimiser: `sgd` (heavy ball where momentum > 0), `nesterov` or `adam`.
+        momentum: in [0, 1); for Adam the first decay rate beta_1. None takes 0 for sgd and 0.9
+            for the two others.
+        decay: weight decay `coupled` (added to the gradient) or `decoupled` (AdamW).
+        regulariser: variant of the stability regulariser, `closed-form` or `reference`.
+        anchor: when the regulariser forgets its displacement: `never` or at each `epoch`.
+        sharpness: whether the verdict of full-batch trainings also looks at the sharpness.
+
+    Raises:
+        InputError: if a law is broken; all broken laws are listed.
+    """
+
+    ks: tuple[int, ...] = (1, 3)
+    seeds: int = 1
+    seed: int = 0
+    steps: int = 400
+    dtype: DtypeName = "float32"
+    device: str = "cpu"
+    optimiser: OptimiserName = "sgd"
+    momentum: float | None = None
+    decay: DecayName = "coupled"
+    regulariser: RegulariserName = "closed-form"
+    anchor: AnchorName = "never"
+    sharpness: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ks", tuple(self.ks))
+        if self.momentum is None:
+            object.__setattr__(self, "momentum", 0.0 if self.optimiser == "sgd" else 0.9)
+        mistakes = [*self._ks_mistakes(), *self._number_mistakes(), *self._choice_mistakes()]
+        if mistakes:
+            raise InputError(mistakes)
+
+    def _ks_mistakes(self) -> Iterable[Mistake]:
+        broken = False
+        for k in self.ks:
+            if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+                broken = True
+                yield Mistake("ks", k, "k is an integer >= 1", "use odd numbers such as 1, 3, 5")
+            elif odd_part(k) not in (1, k):
+                broken = True
+                yield Mistake(
+                    "ks",
+                    k,
+                    "k is odd (2^n is allowed, though it changes nothing)",
+                    f"use {odd_part(k)}, which gives the same training to the bit",
+                )
+        if broken:
+            return
+        if len(set(self.ks)) < len(self.ks):
+            yield Mistake("ks", list(self.ks), "each k is listed once", "remove the repeated ones")
+        if len({odd_part(k) for k in self.ks}) < 2:
+            yield Mistake(
+                "ks",
+                list(self.ks),
+                "at least two k must differ by more than a power of two",
+                "use ks: [1, 3]",
+            )
+
+    def _number_mistakes(self) -> Iterable[Mistake]:
+        if not isinstance(self.seeds, int) or self.seeds < 1:
+            yield Mistake("seeds", self.seeds, "number of replicates >= 1", "use seeds: 1")
+        if not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**63:
+            yield Mistake("seed", self.seed, "an integer of 64 bits", "use seed: 0")
+        if not isinstance(self.steps, int) or self.steps < 20:
+            yield Mistake(
+                "steps",
+                self.steps,
+                "steps >= 20 (the verdict looks at the last tenth)",
+                "use a few hundred",
+            )
+        momentum = self.momentum
+        if not isinstance(momentum, (int, float)) or not 0 <= momentum < 1:
+            yield Mistake("momentum", momentum, "0 <= momentum < 1", "use 0, or 0.9")
+
+    def _choice_mistakes(self) -> Iterable[Mistake]:
+        choices = {
+            "dtype": ("float32", "float64"),
+            "optimiser": ("sgd", "nesterov", "adam"),
+            "decay": ("coupled", "decoupled"),
+            "regulariser": ("closed-form", "reference"),
+            "anchor": ("never", "epoch"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                yield Mistake(
+                    name, getattr(self, name), "unknown choice", "use one of " + ", ".join(allowed)
+                )
+        kind, _, index = str(self.device).partition(":")
+        if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+            yield Mistake("device", self.device, "unknown device", "use cpu, cuda or cuda:0")
+
+    @property
+    def smallest_lr(self) -> float:
+        """Smallest learning rate whose perturbed update lr / k is a normal number of the dtype."""
+        return float(np.finfo(self.dtype).tiny) * max(self.ks)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks on settings that are allowed but have no effect."""
+        first: dict[int, int] = {}
+        notes = []
+        for k in self.ks:
+            other = first.setdefault(odd_part(k), k)
+            if other != k:
+                notes.append(f"k={k} repeats k={other} to the bit (a power of two apart)")
+        return tuple(notes)
+
+
+# --------------------------------------------------------------------------- verdicts
+
+
+class Regime(StrEnum):
+    """What a training does with a rounding error."""
+
+    STABLE = "stable"
+    RESTRAINED = "restrained"
+    DIVERGENT = "divergent"
+
+    @property
+    def meaning(self) -> str:
+        """One sentence for people."""
+        return {
+            Regime.STABLE: "rounding errors die out",
+            Regime.RESTRAINED: "rounding errors are amplified but stay bounded",
+            Regime.DIVERGENT: "the training blows up",
+        }[self]
+
+
+class Reason(StrEnum):
+    """Why a regime was given."""
+
+    SETTLED = "settled"
+    AMPLIFIED = "perturbation amplified"
+    OSCILLATING = "loss oscillates"
+    SHARP = "sharpness above the stability threshold"
+    DEAD = "dead network"
+    NON_FINITE = "non-finite numbers"
+    EXPLODED = "loss exploded"
+    GROWING = "loss keeps growing"
+
+
+@dataclass(frozen=True)
+class Margins:
+    """Signed distances to the two boundaries, positive on the calm side; always finite.
+
+    Args:
+        stable: margin to the stable/restrained boundary, in [-1, 1]; -1 for divergent runs.
+        bounded: margin to the bounded/divergent boundary: 1 minus the growth of the loss over the
+            second half of the training in factors of ten.
+    """
+
+    stable: float
+    bounded: float
+
+    def __post_init__(self) -> None:
+        for name in ("stable", "bounded"):
+            value = getattr(self, name)
+            if not math.isfinite(value):
+                raise InputError([Mistake(name, value, "a margin is finite", "report this")])
+
+    @property
+    def regime(self) -> Regime:
+        """The regime that the two signs give: the only place where margins become a label."""
+        if self.bounded < 0:
+            return Regime.DIVERGENT
+        return Regime.RESTRAINED if self.stable < 0 else Regime.STABLE
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Regime of a training with its margins, its reason and the step that decided it."""
+
+    margins: Margins
+    reason: Reason
+    step: int
+
+    @property
+    def regime(self) -> Regime:
+        """The regime that the margins give."""
+        return self.margins.regime
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Something observed along a training, thinned; non-finite values are left out."""
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Replicate:
+    """One seed of a point: its verdict and the evidence for it.
+
+    Args:
+        seed: seed of its initial weights and data order.
+        verdict: what was concluded.
+        steps_run: updates carried out on each trajectory; fewer than asked where it ended early.
+        evidence: named numbers behind the margins; None where one could not be measured.
+        curves: thinned curves by name.
+    """
+
+    seed: int
+    verdict: Verdict
+    steps_run: int
+    evidence: Mapping[str, float | None] = field(default_factory=dict)
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PointResult:
+    """Everything known about one point after its trainings."""
+
+    point: Point
+    replicates: tuple[Replicate, ...]
+
+    def __post_init__(self) -> None:
+        if not self.replicates:
+            raise InputError(
+                [Mistake("replicates", (), "a result has at least one", "train the point")]
+            )
+
+    @property
+    def verdict(self) -> Verdict:
+        """The lower median of the replicates' verdicts, each margin for itself.
+
+        With an even number of replicates the less calm of the two middle ones counts, so that
+        doubt speaks against stability.
+        """
+        bounded = self._middle("bounded")
+        stable = self._middle("stable")
+        margins = Margins(stable.verdict.margins.stable, bounded.verdict.margins.bounded)
+        decided = bounded if margins.regime is Regime.DIVERGENT else stable
+        return Verdict(margins, decided.verdict.reason, decided.verdict.step)
+
+    def _middle(self, margin: str) -> Replicate:
+        ordered = sorted(self.replicates, key=lambda r: getattr(r.verdict.margins, margin))
+        return ordered[(len(ordered) - 1) // 2]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, texts and lists, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`, exact to the bit."""
+        return cls(Point(**data["point"]), tuple(map(_replicate, data["replicates"])))
+
+
+def _replicate(data: Mapping[str, Any]) -> Replicate:
+    verdict = data["verdict"]
+    return Replicate(
+        seed=data["seed"],
+        verdict=Verdict(Margins(**verdict["margins"]), Reason(verdict["reason"]), verdict["step"]),
+        steps_run=data["steps_run"],
+        evidence=dict(data["evidence"]),
+        curves={
+            name: Curve(tuple(curve["steps"]), tuple(curve["values"]))
+            for name, curve in data["curves"].items()
+        },
+    )
+
+
+def nearest(word: str, words: Sequence[str]) -> str | None:
+    """The most similar of `words`, or None where none is similar."""
+    import difflib
+
+    found = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    return found[0] if found else None

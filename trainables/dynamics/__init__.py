@@ -1,0 +1,1 @@
+"""Update rules and what is measured along them, one idea a file."""

@@ -1,0 +1,125 @@
+"""Tasks: a model, its data, its loss and its metric, found by name.
+
+A task is a frozen dataclass whose fields are its options. To add one, write a file with such a
+class and name it under the entry-point group `stabmap.tasks`; nothing else changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import lru_cache
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from trainables.domain import InputError, Mistake, nearest
+from trainables.losses import Loss
+
+GROUP = "stabmap.tasks"
+
+#: What ships here, so that a bare checkout (no wheel, no entry points) finds it too.
+BUILT_IN = {
+    "one-layer-cnn": "trainables.tasks.one_layer_cnn:OneLayerCNN",
+    "mnist-mlp": "trainables.tasks.mnist_mlp:MnistMLP",
+    "mnist-regression": "trainables.tasks.mnist_regression:MnistRegression",
+}
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What is trained. All tensors are float64 (or class numbers); the training casts them.
+
+    Attributes:
+        name: name in specs, tags and file names.
+        metric_name: what `metric` measures.
+        regularised_layer: name of the submodule that the stability regulariser acts on.
+        stand_in: what the data stand in for, or None where they are the real thing.
+    """
+
+    name: ClassVar[str]
+    metric_name: ClassVar[str]
+    regularised_layer: ClassVar[str]
+    stand_in: ClassVar[str | None]
+
+    @property
+    def loss(self) -> Loss:
+        """The training loss, a mean over the batch."""
+
+    @property
+    def batch(self) -> int | None:
+        """Mini-batch size, or None for the full batch."""
+
+    def module(self, seed: int) -> nn.Module:
+        """The network with initial weights that depend on the seed alone."""
+
+    def train_data(self) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the training set."""
+
+    def test_data(self) -> tuple[Tensor, Tensor]:
+        """Inputs and targets that are held out."""
+
+    def metric(self, outputs: Tensor, targets: Tensor) -> float:
+        """Figure of merit of outputs on held-out data."""
+
+
+@lru_cache(maxsize=1)
+def _installed() -> dict[str, Any]:
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def task_names() -> tuple[str, ...]:
+    """Names of all tasks that `get_task` finds, sorted."""
+    return tuple(sorted({*BUILT_IN, *_installed()}))
+
+
+def task_class(name: str) -> type[Any]:
+    """The class behind a task's name.
+
+    Raises:
+        InputError: no task has that name.
+    """
+    from pkgutil import resolve_name
+
+    if name in BUILT_IN:
+        return resolve_name(BUILT_IN[name])  # type: ignore[no-any-return]
+    if name in _installed():
+        return _installed()[name].load()  # type: ignore[no-any-return]
+    guess = nearest(str(name), task_names())
+    meant = f"did you mean {guess}? " if guess else ""
+    raise InputError(
+        [Mistake("task", name, "no such task", f"{meant}known: {', '.join(task_names())}")]
+    )
+
+
+def get_task(name: str, **options: Any) -> Task:
+    """A task by its name.
+
+    Args:
+        name: one of `task_names()`.
+        **options: the task's own options.
+
+    Returns:
+        The task, ready for `evaluate`.
+
+    Raises:
+        InputError: unknown name, unknown option, or an option that breaks its law.
+    """
+    found = task_class(name)
+    known = [field.name for field in dataclasses.fields(found)]
+    mistakes = []
+    for key, value in options.items():
+        if key not in known:
+            guess = nearest(key, known)
+            meant = f"did you mean {guess}? " if guess else ""
+            mistakes.append(
+                Mistake(
+                    f"task.{key}",
+                    value,
+                    f"{name} has no such option",
+                    f"{meant}known: {', '.join(known) or 'none'}",
+                )
+            )
+    if mistakes:
+        raise InputError(mistakes)
+    return found(**options)  # type: ignore[no-any-return]

@@ -1,0 +1,206 @@
+"""One training of one point: a network, its optimiser state and, where alpha > 0, a regulariser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainables.domain import Point, Training, UnreachableError
+from trainables.dynamics.optimisers import Optimiser, Slots
+from trainables.dynamics.stabiliser import VARIANTS, Regulariser, Step
+from trainables.tasks import Task
+
+
+@contextmanager
+def deterministic(device: str) -> Iterator[None]:
+    """One thread, deterministic kernels, no TF32; the former settings come back afterwards.
+
+    Raises:
+        UnreachableError: a GPU is asked for where there is none.
+    """
+    import os
+
+    if device.startswith("cuda"):
+        require_gpu(device)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    threads = torch.get_num_threads()
+    strict = torch.are_deterministic_algorithms_enabled()
+    precision = torch.get_float32_matmul_precision()
+    cudnn = torch.backends.cudnn
+    flags = (cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32)
+    try:
+        torch.set_num_threads(1)
+        torch.use_deterministic_algorithms(True)
+        torch.set_float32_matmul_precision("highest")
+        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = True, False, False
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(strict)
+        torch.set_float32_matmul_precision(precision)
+        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = flags
+
+
+def require_gpu(device: str) -> None:
+    """Raise `UnreachableError` where `device` names a GPU that this machine does not have."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = int(device.partition(":")[2] or 0)
+    if index >= count:
+        raise UnreachableError(
+            f"device = {device!r}: this machine has {count} CUDA GPUs; use device: cpu, or run "
+            "on a machine with a GPU"
+        )
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A task's data on the device, in the training's dtype and in float64 for diagnostics."""
+
+    task: Task
+    training: Training
+    inputs: Tensor
+    targets: Tensor
+    inputs64: Tensor
+    targets64: Tensor
+
+    @classmethod
+    def of(cls, task: Task, training: Training) -> Bench:
+        """Load the task's training data once for many trajectories."""
+        inputs64, targets64 = (tensor.to(training.device) for tensor in task.train_data())
+        dtype = getattr(torch, training.dtype)
+        return cls(
+            task, training, _cast(inputs64, dtype), _cast(targets64, dtype), inputs64, targets64
+        )
+
+    @property
+    def full_batch(self) -> bool:
+        """Whether each step sees all the data."""
+        return self.task.batch is None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates in one pass through the data; an incomplete last batch is left out."""
+        return 1 if self.task.batch is None else len(self.inputs) // self.task.batch
+
+    def batch(self, seed: int, step: int) -> Tensor | slice:
+        """Rows of the batch of one step: a function of seed and step alone, the same for all k."""
+        if self.task.batch is None:
+            return slice(None)
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order = np.random.RandomState([seed, epoch]).permutation(len(self.inputs))
+        size = self.task.batch
+        rows = order[position * size : (position + 1) * size]
+        return torch.from_numpy(rows).to(self.inputs.device)
+
+    def network(self, seed: int, dtype: torch.dtype) -> nn.Module:
+        """The network with initial weights from the seed, on the device."""
+        return self.task.module(seed).to(self.training.device, dtype)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+class Trajectory:
+    """One training, a step at a time.
+
+    Args:
+        bench: the task with its data.
+        point: learning rate, regulariser strength, weight decay.
+        k: perturbation integer.
+        seed: seed of initial weights and data order.
+    """
+
+    def __init__(self, bench: Bench, point: Point, k: int, seed: int) -> None:
+        training = bench.training
+        self.bench = bench
+        self.seed = seed
+        self.module = bench.network(seed, getattr(torch, training.dtype))
+        self.parameters = list(self.module.parameters())
+        self.optimiser = Optimiser.of(training, point.lr, point.weight_decay, k)
+        self.slots: list[Slots] = [self.optimiser.init(p.detach()) for p in self.parameters]
+        self.count = 0
+        self.regulariser: Regulariser | None = None
+        if point.alpha > 0:
+            self._regularise(point.alpha)
+
+    def _regularise(self, alpha: float) -> None:
+        layer = self.module.get_submodule(self.bench.task.regularised_layer)
+        position = {id(p): i for i, p in enumerate(self.parameters)}
+        self._layer = [position[id(p)] for p in layer.parameters()]
+        self._features: Tensor | None = None
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_pre_hook(self._capture)
+        self.regulariser = VARIANTS[self.bench.training.regulariser](alpha)
+
+    def _capture(self, _layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._features = inputs[0]
+
+    def step(self, rows: Tensor | slice) -> Tensor:
+        """One update on the given rows of the data.
+
+        Returns:
+            The loss of the batch before the update, without decay and regulariser, detached.
+        """
+        inputs, targets = self.bench.inputs[rows], self.bench.targets[rows]
+        outputs = self.module(inputs)
+        loss = self.bench.task.loss.value(outputs, targets)
+        if self.regulariser is None:
+            gradients = torch.autograd.grad(loss, self.parameters)
+            self._update(gradients)
+            return loss.detach()
+        if self.bench.training.anchor == "epoch" and self.count % self.bench.steps_per_epoch == 0:
+            self.regulariser.reset()
+        gradients = self.regulariser.gradients(
+            Step(
+                loss,
+                self.parameters,
+                self._layer,
+                self.slots,
+                self.optimiser,
+                self.count,
+                self._features,
+                outputs,
+                targets,
+                self.bench.task.loss.output_gradient,
+            )
+        )
+        before = [self.parameters[i].detach().clone() for i in self._layer]
+        self._update(gradients)
+        self.regulariser.accumulate(before, [self.parameters[i].detach() for i in self._layer])
+        return loss.detach()
+
+    @torch.no_grad()
+    def _update(self, gradients: tuple[Tensor, ...]) -> None:
+        for i, (parameter, gradient) in enumerate(zip(self.parameters, gradients, strict=True)):
+            new, self.slots[i] = self.optimiser.step(parameter, gradient, self.slots[i], self.count)
+            parameter.copy_(new)
+        self.count += 1
+
+    def snapshot(self) -> list[Tensor]:
+        """Copies of the parameters."""
+        return [p.detach().clone() for p in self.parameters]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        return {
+            "module": {name: t.clone() for name, t in self.module.state_dict().items()},
+            "slots": [tuple(t.clone() for t in slots) for slots in self.slots],
+            "count": self.count,
+            "regulariser": self.regulariser.state_dict() if self.regulariser else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`, to the bit."""
+        self.module.load_state_dict(state["module"])
+        device = self.bench.training.device
+        self.slots = [tuple(t.to(device) for t in slots) for slots in state["slots"]]
+        self.count = state["count"]
+        if self.regulariser is not None:
+            self.regulariser.load_state_dict(state["regulariser"])
