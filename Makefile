@@ -31,7 +31,7 @@ $(UV):
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 
 $(READY): pyproject.toml requirements.txt | $(UV)
-	$(UV) pip install --python $(BIN)/python -r requirements.txt
+	$(UV) pip install --python $(BIN)/python --compile-bytecode -r requirements.txt
 	$(UV) pip install --python $(BIN)/python --no-deps -e .
 	@touch $@
 

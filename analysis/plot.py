@@ -109,6 +109,10 @@ class _Scale:
             values = np.concatenate([[0.0, np.nan], values])
         return edges, values
 
+    def blocks(self) -> list[slice]:
+        """Cells that belong together: the zero level and the range, without the gap between."""
+        return [slice(0, 1), slice(2, None)] if self.axis.zero else [slice(0, None)]
+
     def decorate(self, along: Any) -> None:
         """Ticks and label."""
         if self._log:
@@ -175,22 +179,34 @@ def _region_panel(
         image[best == index, :3] = to_rgb(COLOURS[name])
     image[..., 3] = np.where(solid, np.where(sure, 0.6, 0.3), 0.0)
     panel.pcolormesh(x_edges, y_edges, image, rasterized=True, linewidth=0)
-    x_middle, y_middle = (x_edges[1:] + x_edges[:-1]) / 2, (y_edges[1:] + y_edges[:-1]) / 2
     for index, name in enumerate(REGIMES):
-        inside = (solid & (best == index)).astype(float)
-        if HATCHES[name] and inside.any():
-            panel.contourf(
-                x_middle,
-                y_middle,
-                inside,
-                levels=[0.5, 1.5],
-                colors="none",
-                hatches=[HATCHES[name]],
-            )
+        for rows in up.blocks():
+            for columns in across.blocks():
+                inside = (best == index)[rows, columns]
+                _hatch(
+                    panel, x_edges[columns.start :], y_edges[rows.start :], inside, HATCHES[name]
+                )
     across.decorate(panel.xaxis)
     up.decorate(panel.yaxis)
     panel.set_xlim(x_edges[0], x_edges[-1])
     panel.set_ylim(y_edges[0], y_edges[-1])
+
+
+def _hatch(panel: Axes, x_edges: Array, y_edges: Array, inside: Any, hatch: str) -> None:
+    """Hatch the cells of one block, up to its outer edges."""
+    if not hatch or not inside.any():
+        return
+    shape = inside.shape
+    x = _to_edges(x_edges, shape[1])
+    y = _to_edges(y_edges, shape[0])
+    cells = np.pad(inside.astype(float), 1, mode="edge")
+    panel.contourf(x, y, cells, levels=[0.5, 1.5], colors="none", hatches=[hatch])
+
+
+def _to_edges(edges: Array, count: int) -> Array:
+    """Middles of cells with the outer edges on both sides."""
+    middles = (edges[:count] + edges[1 : count + 1]) / 2
+    return np.concatenate([edges[:1], middles, edges[count : count + 1]])
 
 
 def _points(

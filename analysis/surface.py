@@ -2,65 +2,48 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
+from threadpoolctl import threadpool_limits
 
+from analysis.gaussian_process import GaussianProcess
 from trainables.domain import Axis, InputError, Mistake
 
 Array = NDArray[np.float64]
 
 
-def squash(margins: Array) -> Array:
-    """Margins to (-1, 1), sign kept: m / (|m| + median |m|).
-
-    Margins of divergent runs reach thousands, those near a boundary thousandths; what counts for
-    the boundary is the sign and the neighbourhood of 0.
-    """
-    scale = max(float(np.median(np.abs(margins))), 1e-12)
-    return margins / (np.abs(margins) + scale)
+#: Value that stands for a positive margin; its negative stands for a negative one.
+CALM = 1.5
 
 
 class Field:
-    """A Gaussian process through one margin: Matern 3/2 with a length a free axis, plus a plane.
+    """A Gaussian process through the signs of one margin.
+
+    A margin jumps at its boundary (a training that amplifies at all soon saturates, one that
+    explodes does so by powers of ten), and by different amounts on the two sides. A smooth process
+    through the sizes therefore misplaces the zero; through the signs it does not, and the sizes
+    were measured to add nothing.
 
     Args:
         x: unit coordinates, (points, free axes).
-        margins: the margin at each, finite.
+        margins: the margin at each, finite; 0 counts as calm.
     """
 
     def __init__(self, x: Array, margins: Array) -> None:
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.gaussian_process import GaussianProcessRegressor
-        from sklearn.gaussian_process.kernels import (
-            ConstantKernel,
-            DotProduct,
-            Matern,
-            WhiteKernel,
-        )
-
-        lengths = np.full(x.shape[1], 0.4)
-        kernel = (
-            ConstantKernel(1.0, (1e-2, 1e2)) * Matern(lengths, (0.05, 10.0), nu=1.5)
-            + ConstantKernel(4.0, "fixed") * DotProduct(1.0, "fixed")
-            + WhiteKernel(1e-2, (1e-4, 0.5))
-        )
-        self._process = GaussianProcessRegressor(kernel, n_restarts_optimizer=2, random_state=0)
-        with warnings.catch_warnings():
-            # A length or a noise at its bound is expected where a margin hardly varies.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            self._process.fit(x - 0.5, squash(margins))
-        self._noise = float(self._process.kernel_.k2.noise_level)
+        # One thread: on matrices of this size more of them cost time, and the number of threads
+        # would show in the last bits of a map.
+        with threadpool_limits(1):
+            self._process = GaussianProcess(x - 0.5, np.where(margins < 0, -CALM, CALM))
 
     def standardised(self, x: Array) -> Array:
-        """Mean over standard deviation of the noise-free margin at unit coordinates x."""
-        mean, deviation = self._process.predict(x - 0.5, return_std=True)
-        variance = np.maximum(deviation**2 - self._noise, 1e-8)
-        return np.asarray(mean / np.sqrt(variance), dtype=np.float64)
+        """Mean over standard deviation at unit coordinates x: how surely the margin is positive."""
+        with threadpool_limits(1):
+            mean, deviation = self._process.predict(x - 0.5)
+        return mean / deviation
 
 
 @dataclass(frozen=True)

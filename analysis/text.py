@@ -32,11 +32,11 @@ def as_text(stability_map: StabilityMap, width: int = 56, height: int = 16) -> s
     across, up = free[0], free[1] if len(free) > 1 else None
     held = {axis.name: axis.smallest for axis in free[2:]}
     x = across.from_unit(np.linspace(0, 1, width))
-    rows, zero = [_shades(stability_map, across, x, up, 0.0, held)], None
-    if up is not None:
-        levels = up.from_unit(np.linspace(0, 1, height))
-        rows = [_shades(stability_map, across, x, up, float(v), held) for v in levels]
-        zero = _shades(stability_map, across, x, up, 0.0, held) if up.zero else None
+    levels = [0.0] if up is None else up.from_unit(np.linspace(0, 1, height))
+    rows = [_shades(stability_map, across, x, up, float(v), held) for v in levels]
+    zero = None
+    if up is not None and up.zero:
+        zero = _shades(stability_map, across, x, up, 0.0, held)
     for _, point in stability_map.frame.iterrows():
         if any(point[name] != value for name, value in held.items()):
             continue

@@ -80,7 +80,7 @@ def run(
     outcome = execute(loaded, address, None if quiet else sys.stderr)
     again = "stabmap run " + " ".join([spec, *(f"-o {text}" for text in override or ())])
     if not as_json:
-        _report(outcome, loaded)
+        _report(outcome)
     if not outcome.recorded:
         print("warning: MLflow missed some records; the same command writes them", file=sys.stderr)
     if outcome.ending != "complete":
@@ -104,19 +104,17 @@ def run(
         raise typer.Exit(code)
 
 
-def _report(outcome: Any, spec: Any) -> None:
+def _report(outcome: Any) -> None:
     """What was found and where it lies."""
-    from analysis.load import load_map
-    from analysis.plot import plot_map
     from analysis.text import as_text
 
-    if outcome.points:
-        found = load_map(outcome.folder / "map")
+    found = outcome.stability_map
+    if found is not None:
         print(as_text(found))
         counts = "  ".join(f"{regime} {count}" for regime, count in found.counts().items())
         print(f"\n{outcome.points} points: {counts}")
-        if any(axis.free for axis in found.axes):
-            print(f"picture   {plot_map(found, outcome.folder / 'map' / 'map.png')}")
+    if outcome.picture is not None:
+        print(f"picture   {outcome.picture}")
     print(f"results   {outcome.folder}")
     print(f"review    {outcome.review}")
     print(f"sweep     {outcome.sweep}")

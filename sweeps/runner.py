@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -25,12 +26,13 @@ import ray
 from ray import tune
 
 from analysis.map import StabilityMap
+from analysis.plot import plot_map
 from sweeps.progress import Progress
 from sweeps.rounds import Rounds
 from sweeps.searcher import PackSearcher
 from sweeps.spec import SweepSpec
-from sweeps.store import Store
-from sweeps.tracking import Tracker, review_command, tracking_uri
+from sweeps.store import Store, unwritable
+from sweeps.tracking import Tracker, redacted, review_command
 from trainables.domain import (
     InputError,
     Mistake,
@@ -61,6 +63,8 @@ class Outcome:
         folder: where results, spec and map lie.
         review: how to look at the runs in MLflow.
         recorded: whether MLflow took everything.
+        stability_map: the map; None where there is no result.
+        picture: the map's picture; None where no axis is free.
     """
 
     sweep: str
@@ -69,6 +73,8 @@ class Outcome:
     folder: Path
     review: str
     recorded: bool
+    stability_map: StabilityMap | None
+    picture: Path | None
 
 
 def run_sweep(spec: SweepSpec, address: str = "local") -> str:
@@ -105,7 +111,7 @@ def execute(spec: SweepSpec, address: str = "local", stream: IO[str] | None = No
 
 
 def check_surroundings(spec: SweepSpec, address: str) -> None:
-    """Raise for an address or a device that cannot be used, before anything is created."""
+    """Raise for an address, a folder or a device that cannot be used; leaves nothing behind."""
     if address.startswith("ray://"):
         raise InputError(
             [
@@ -117,10 +123,42 @@ def check_surroundings(spec: SweepSpec, address: str) -> None:
                 )
             ]
         )
+    if address not in ("local", "auto"):
+        _knock(address)
     if address == "local" and spec.device.startswith("cuda"):
         from trainables.trajectory import require_gpu
 
         require_gpu(spec.device)
+    folder = Path(spec.folder).expanduser()
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    try:
+        # The only test that holds for root, for read-only mounts and for files in the way.
+        tempfile.TemporaryDirectory(dir=existing).cleanup()
+    except OSError as error:
+        raise unwritable(spec, error) from error
+
+
+def _knock(address: str) -> None:
+    """Raise unless something listens at host:port; Ray itself would try for minutes."""
+    host, separator, port = address.rpartition(":")
+    if not separator or not host or not port.isdigit():
+        raise InputError(
+            [
+                Mistake(
+                    "address",
+                    address,
+                    "no address of a Ray cluster",
+                    "use local, auto or host:port",
+                )
+            ]
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError as error:
+        raise UnreachableError(
+            f"address = {address!r}: nothing answers there ({error}); start the cluster, or use "
+            "--address local"
+        ) from error
 
 
 class _Session:
@@ -142,30 +180,37 @@ class _Session:
     def run(self, address: str) -> Outcome:
         """Train until the budget, an interrupt or a failure ends it; keep everything."""
         sweep = self.tracker.open(self.store.recall().get("sweep"))
-        self.store.remember(sweep=sweep, tracking=self.tracker.uri)
+        self.store.remember(sweep=sweep, tracking=redacted(self.tracker.uri))
         status = "FAILED"
+        stability_map = picture = None
         try:
-            with _ray(self.spec, address) as scratch, self._interruptible():
-                self._begin = time.monotonic()
-                self.progress.start()
-                try:
-                    self._fit(scratch)
-                finally:
-                    self.progress.stop()
+            if self.searcher.fill() is not None:  # else all results are known: Ray is not needed
+                with _ray(self.spec, address) as scratch, self._interruptible():
+                    self._train(scratch)
             self.rounds.finish()
             status = "KILLED" if self.interrupted else "FINISHED"
         finally:
             if self.rounds.results:
-                self._write_map()
+                stability_map, picture = self._write_map()
             recorded = self.tracker.close(status)
         return Outcome(
             sweep,
             self._ending(),
             len(self.rounds.results),
             self.store.folder,
-            review_command(tracking_uri(self.spec)),
+            review_command(self.tracker.uri),
             recorded,
+            stability_map,
+            picture,
         )
+
+    def _train(self, scratch: Path) -> None:
+        self._begin = time.monotonic()
+        self.progress.start()
+        try:
+            self._fit(scratch)
+        finally:
+            self.progress.stop()
 
     def _ending(self) -> Ending:
         if self.interrupted:
@@ -191,16 +236,20 @@ class _Session:
         self.tracker.log_point(number, result, now)
         if len(self.rounds.results) >= self._mapped + self.spec.search.batch:
             self._mapped = len(self.rounds.results)
-            self.tracker.log_map(self._map(), figure=False)
+            self.tracker.log_map(self._map())
 
     def _map(self) -> StabilityMap:
         return StabilityMap.of(self.spec.about(), self.rounds.results.items())
 
-    def _write_map(self) -> None:
+    def _write_map(self) -> tuple[StabilityMap, Path | None]:
         """The map as known now, to the sweep's folder and to MLflow."""
-        stability_map = self._map()
-        stability_map.export(self.store.folder / "map")
-        self.tracker.log_map(stability_map, figure=True)
+        stability_map, folder = self._map(), self.store.folder / "map"
+        stability_map.export(folder)
+        picture = None
+        if any(axis.free for axis in stability_map.axes):
+            picture = plot_map(stability_map, folder / "map.png")
+        self.tracker.log_map(stability_map, picture)
+        return stability_map, picture
 
     # ----------------------------------------------------------------- Tune
 
@@ -301,8 +350,6 @@ def _start_ray(spec: SweepSpec, address: str, scratch: Path) -> None:
         "address": address,
         "log_to_driver": False,
         "logging_level": "ERROR",
-        # One thread a worker: two of them with two threads each fight for two cores.
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}},
     }
     if address == "local":
         cpus = len(os.sched_getaffinity(0))

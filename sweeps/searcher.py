@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from ray.tune.search import Searcher
 
@@ -43,15 +43,10 @@ class PackSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """The next pack; None to wait for results; FINISHED when there will be no more."""
-        while not self._queue and not self.closed:
-            proposed = self._rounds.propose()
-            if proposed is None:
-                return None
-            if not proposed:
-                break
-            self._queue.extend(p for p in proposed if not self._is_known(*p))
-        if self.closed or not self._queue:
+        if self.closed or not (waiting := self.fill()):
             return str(Searcher.FINISHED)
+        if waiting == "results":
+            return None
         count = min(self._spec.resources.pack, len(self._queue))
         pack = [self._queue.popleft() for _ in range(count)]
         self._running[trial_id] = dict(pack)
@@ -63,6 +58,22 @@ class PackSearcher(Searcher):
             "points": [[p.lr, p.alpha, p.weight_decay] for _, p in pack],
             "check": check,
         }
+
+    def fill(self) -> Literal["points", "results"] | None:
+        """Propose until there is a point to train.
+
+        Returns:
+            What there is to wait for: `points` to be trained, `results` that the next round needs;
+            None at the end. A sweep whose results are all known gets there without any training.
+        """
+        while not self._queue:
+            proposed = self._rounds.propose()
+            if proposed is None:
+                return "results"
+            if not proposed:
+                return None
+            self._queue.extend(p for p in proposed if not self._is_known(*p))
+        return "points"
 
     def _is_known(self, number: int, point: Point) -> bool:
         result = self._known(number, point)

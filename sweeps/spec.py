@@ -404,6 +404,13 @@ def _laws(spec: SweepSpec) -> Iterable[Mistake]:
         yield from _regulariser_laws(spec, axes, training)
     yield from _search_laws(spec, axes)
     yield from _budget_laws(spec)
+    if re.search(r"://[^/]*:[^/]*@", spec.tracking.address or ""):
+        yield Mistake(
+            "tracking.address",
+            "(hidden)",
+            "a password does not belong in a spec",
+            "set the environment variable MLFLOW_TRACKING_URI instead",
+        )
     yield from _resource_laws(spec)
 
 

@@ -20,6 +20,14 @@ from sweeps.spec import SweepSpec
 from trainables.domain import Point, PointResult, StabmapError, UnreachableError
 
 
+def unwritable(spec: SweepSpec, error: OSError) -> UnreachableError:
+    """What to say of a folder that cannot be written."""
+    return UnreachableError(
+        f"folder = {spec.folder!r}: cannot be written ({error.strerror}); choose another with "
+        "folder: PATH in the spec or the environment variable STABMAP_HOME"
+    )
+
+
 class Store:
     """The folder of one sweep, held by one process at a time.
 
@@ -40,10 +48,7 @@ class Store:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / "lock").open("w")
         except OSError as error:
-            raise UnreachableError(
-                f"folder = {spec.folder!r}: cannot be written ({error.strerror}); choose another "
-                "with folder: PATH in the spec or the environment variable STABMAP_HOME"
-            ) from error
+            raise unwritable(spec, error) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

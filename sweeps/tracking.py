@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import queue
+import re
 import subprocess
 import tempfile
 import threading
@@ -46,8 +47,14 @@ def tracking_uri(spec: SweepSpec) -> str:
     return spec.tracking.address or default_tracking_uri(Path(spec.folder).expanduser())
 
 
+def redacted(uri: str) -> str:
+    """The address without its password."""
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", uri)
+
+
 def review_command(uri: str) -> str:
     """How to look at the runs."""
+    uri = redacted(uri)
     if uri.startswith(("http://", "https://")):
         return f"open {uri}"
     return f"mlflow ui --backend-store-uri {uri}"
@@ -69,6 +76,7 @@ class Tracker:
         self._tasks: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._thread: threading.Thread | None = None
         self._children: dict[str, str] = {}
+        self._experiment_id = ""
         self.sweep_id = ""
         self.missed = 0
         # A server that is away must be noticed in seconds; the stock settings wait for minutes.
@@ -88,9 +96,9 @@ class Tracker:
             client = MlflowClient(self.uri)
             client.search_experiments(max_results=1)
         except Exception as error:  # every scheme has its own kinds of failure
-            first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            first = redacted(str(error).strip().splitlines()[0] if str(error).strip() else "")
             raise UnreachableError(
-                f"tracking.address = {self.uri!r}: MLflow cannot be reached there "
+                f"tracking.address = {redacted(self.uri)!r}: MLflow cannot be reached there "
                 f"({type(error).__name__}: {first[:160]}); start the server, mend tracking.address "
                 "or MLFLOW_TRACKING_URI, or leave both out to use a local sqlite file"
             ) from error
@@ -107,14 +115,14 @@ class Tracker:
         Returns:
             Id of the parent run: the sweep's id.
         """
-        experiment = self._experiment()
+        self._experiment_id = self._experiment()
         if known is not None and self._exists(known):
             self.sweep_id = known
             self._client.update_run(known, status="RUNNING")
-            self._children = self._finished_children(experiment)
+            self._children = self._finished_children()
         else:
             run = self._client.create_run(
-                experiment, run_name=self._spec.title, tags=self._parent_tags()
+                self._experiment_id, run_name=self._spec.title, tags=self._parent_tags()
             )
             self.sweep_id = run.info.run_id
             self._log_batch(self.sweep_id, params=self._parent_params())
@@ -180,13 +188,13 @@ class Tracker:
 
     # ----------------------------------------------------------------- children
 
-    def _finished_children(self, experiment: str) -> dict[str, str]:
+    def _finished_children(self) -> dict[str, str]:
         """Points that are recorded in full; half-written runs are taken out."""
         finished: dict[str, str] = {}
         token = None
         while True:
             page = self._client.search_runs(
-                [experiment],
+                [self._experiment_id],
                 f"tags.`{PARENT_TAG}` = '{self.sweep_id}'",
                 max_results=1000,
                 page_token=token,
@@ -212,7 +220,7 @@ class Tracker:
         point, verdict = result.point, result.verdict
         now = int(finished_at * 1000)
         run = self._client.create_run(
-            self._experiment(),
+            self._experiment_id,
             start_time=now,
             run_name=f"{self._spec.title}-{number}",
             tags={
@@ -246,22 +254,19 @@ class Tracker:
 
     # ----------------------------------------------------------------- the map
 
-    def log_map(self, stability_map: StabilityMap, figure: bool) -> None:
-        """Put the map with the parent run, as parquet and, where asked, as a picture."""
-        self._submit(lambda: self._write_map(stability_map, figure))
+    def log_map(self, stability_map: StabilityMap, picture: Path | None = None) -> None:
+        """Put the map with the parent run, as parquet and, where there is one, as a picture."""
+        self._submit(lambda: self._write_map(stability_map, picture))
 
-    def _write_map(self, stability_map: StabilityMap, figure: bool) -> None:
+    def _write_map(self, stability_map: StabilityMap, picture: Path | None) -> None:
         from mlflow.entities import Metric
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / MAP_FILE
             stability_map.write_parquet(path)
             self._client.log_artifact(self.sweep_id, str(path), ARTIFACT_FOLDER)
-            if figure:
-                from analysis.plot import plot_map
-
-                picture = plot_map(stability_map, Path(folder) / "map.png")
-                self._client.log_artifact(self.sweep_id, str(picture), ARTIFACT_FOLDER)
+        if picture is not None:
+            self._client.log_artifact(self.sweep_id, str(picture), ARTIFACT_FOLDER)
         counts = stability_map.counts()
         step = sum(counts.values())
         self._log_batch(

@@ -551,12 +551,16 @@ class PointResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, texts and lists, ready for JSON."""
-        return asdict(self)
+        return asdict(self, dict_factory=_plain)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Inverse of `to_dict`, exact to the bit."""
         return cls(Point(**data["point"]), tuple(map(_replicate, data["replicates"])))
+
+
+def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: value.value if isinstance(value, StrEnum) else value for key, value in items}
 
 
 def _replicate(data: Mapping[str, Any]) -> Replicate:

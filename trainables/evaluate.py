@@ -34,8 +34,8 @@ from trainables.verdict import EXPLOSION, Observations, judge
 CURVE_POINTS = 64
 #: Steps of the second half at which the sharpness is measured.
 SHARPNESS_SAMPLES = 8
-#: Images that the loss of a mini-batch training is watched on.
-PROBE_SAMPLES = 1000
+#: Training samples that the loss of a mini-batch training is watched on, every tenth step.
+PROBE_SAMPLES = 256
 #: Steps of the check that the same training gives the same bits.
 CHECK_STEPS = 20
 

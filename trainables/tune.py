@@ -14,7 +14,7 @@ from trainables.evaluate import PackRun, check_reproducible
 from trainables.tasks import get_task
 
 #: Wall time between two reports of a pack; results are durable once reported.
-REPORT_SECONDS = 2.0
+REPORT_SECONDS = 1.0
 
 
 class PackTrainable(tune.Trainable):

@@ -1,0 +1,5 @@
+"""`python -m stabmap` is the `stabmap` command."""
+
+from stabmap.cli import main
+
+main()
