@@ -68,6 +68,9 @@ def _from_mlflow(run_id: str, tracking_uri: str) -> StabilityMap:
     if scheme == "sqlite" and not Path(database).exists():
         # MLflow would create the file; asking a question leaves nothing behind.
         raise InputError([_no_sweep(run_id, f"no sweep was kept in {tracking_uri}")])
+    # A server that is away must be noticed in seconds; the stock settings wait for minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     client = MlflowClient(tracking_uri)
     try:
         client.get_run(run_id)

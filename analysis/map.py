@@ -24,7 +24,7 @@ from trainables.domain import (
     PointResult,
     Regime,
     StabmapError,
-    nearest,
+    unknown_axis,
 )
 
 Array = NDArray[np.float64]
@@ -190,9 +190,7 @@ class StabilityMap:
         for axis in self.axes:
             if axis.name == name:
                 return axis
-        guess = nearest(name, AXIS_NAMES)
-        remedy = f"did you mean {guess}?" if guess else f"use one of {', '.join(AXIS_NAMES)}"
-        raise InputError([Mistake(name, None, "no such axis", remedy)])
+        raise InputError([unknown_axis(name, name, None)])
 
     def _columns(self, values: Mapping[str, ArrayLike]) -> list[Array]:
         for name in values:
@@ -208,11 +206,25 @@ class StabilityMap:
                     )
                     continue
                 given = axis.value
-            column = np.asarray(given, dtype=np.float64)
+            try:
+                column = np.asarray(given, dtype=np.float64)
+            except (TypeError, ValueError):
+                mistakes.append(Mistake(axis.name, given, "must be a number", "give a number"))
+                continue
             mistakes += _outside(axis, column)
             columns.append(column)
         if mistakes:
             raise InputError(mistakes)
+        try:
+            np.broadcast_shapes(*(column.shape for column in columns))
+        except ValueError as error:
+            shapes = {a.name: c.shape for a, c in zip(self.axes, columns, strict=True) if c.shape}
+            raise InputError(
+                [
+                    Mistake(name, list(shape), "the shapes do not broadcast", "give equal shapes")
+                    for name, shape in shapes.items()
+                ]
+            ) from error
         return columns
 
     # ----------------------------------------------------------------- forms
@@ -296,6 +308,8 @@ class StabilityMap:
 
 def _outside(axis: Axis, values: Array) -> list[Mistake]:
     """Whether values lie where the sweep did not look."""
+    if not values.size:
+        return []
     shown: Any = values.item() if values.ndim == 0 else [float(values.min()), float(values.max())]
     if not np.isfinite(values).all():
         return [Mistake(axis.name, shown, "must be finite", "give a number")]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
@@ -60,11 +61,16 @@ def plot_map(stability_map: StabilityMap, path: str | Path, theory: bool = True)
         _curves(stability_map, free[0]) if len(free) == 1 else _regions(stability_map, free, theory)
     )
     FigureCanvasAgg(figure)
+    if not target.suffix:
+        raise InputError(
+            [Mistake("path", str(path), "has no ending", "name a .png, .svg or .pdf file")]
+        )
     # No date and no version in the file: the same map gives the same bytes.
     plain: dict[str, Any] = {"png": {"Software": None}, "svg": {"Date": None}}
     plain["pdf"] = {"CreationDate": None}
     try:
-        figure.savefig(target, dpi=150, metadata=plain.get(target.suffix[1:].lower()))
+        with rc_context({"svg.hashsalt": "stabmap"}):
+            figure.savefig(target, dpi=150, metadata=plain.get(target.suffix[1:].lower()))
     except (OSError, ValueError) as error:
         raise InputError(
             [

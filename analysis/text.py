@@ -31,7 +31,8 @@ def as_text(stability_map: StabilityMap, width: int = 56, height: int = 16) -> s
         return f"one point: {stability_map.frame['regime'].iloc[0]}"
     across, up = free[0], free[1] if len(free) > 1 else None
     held = {axis.name: axis.smallest for axis in free[2:]}
-    x = across.from_unit(np.linspace(0, 1, width))
+    gap = 2 if across.zero else 0  # one column for the zero level, one to set it apart
+    x = across.from_unit(np.linspace(0, 1, width - gap))
     levels = [0.0] if up is None else up.from_unit(np.linspace(0, 1, height))
     rows = [_shades(stability_map, across, x, up, float(v), held) for v in levels]
     zero = None
@@ -40,10 +41,11 @@ def as_text(stability_map: StabilityMap, width: int = 56, height: int = 16) -> s
     for _, point in stability_map.frame.iterrows():
         if any(point[name] != value for name, value in held.items()):
             continue
-        column = round(float(across.to_unit(point[across.name])) * (width - 1))
+        place = float(across.to_unit(point[across.name]))
+        column = 0 if place < 0 else gap + round(place * (width - gap - 1))
         level = float(up.to_unit(point[up.name])) if up is not None else 0.0
         row = zero if zero is not None and level < 0 else rows[round(level * (len(rows) - 1))]
-        row[max(column, 0)] = str(point["regime"])[0].upper()
+        row[column] = str(point["regime"])[0].upper()
     return _framed(rows, zero, across, up, held)
 
 
@@ -55,12 +57,14 @@ def _shades(
     level: float,
     held: Mapping[str, float],
 ) -> list[str]:
-    at: dict[str, float | Array] = {across.name: x, **held}
+    values = np.concatenate([[0.0], x]) if across.zero else x
+    at: dict[str, float | Array] = {across.name: values, **held}
     if up is not None:
         at[up.name] = level
     probabilities = stability_map.classify(**at)
     best = np.argmax(np.stack([probabilities[name] for name in REGIMES]), axis=0)
-    return [SHADES[i] for i in best]
+    shades = [SHADES[i] for i in best]
+    return [shades[0], " ", *shades[1:]] if across.zero else shades
 
 
 def _framed(
@@ -80,7 +84,7 @@ def _framed(
         lines.append(f"{'0':>{margin}} |{''.join(zero)}|")
     if up is not None:
         lines.insert(0, f"{up.name} ({up.scale})")
-    ends = f"{across.low:.3g}", f"{across.high:.3g}"
+    ends = f"{'0 ' if across.zero else ''}{across.low:.3g}", f"{across.high:.3g}"
     gap = len(rows[0]) - len(ends[0]) - len(ends[1])
     middle = f"{across.name} ({across.scale})"
     lines.append(f"{'':>{margin}}  {ends[0]}{middle:^{max(gap, 1)}}{ends[1]}")

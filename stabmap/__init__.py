@@ -45,12 +45,14 @@ def _check_neighbours() -> None:
     here = Path(__file__).resolve().parent.parent
     for name in ("trainables", "analysis", "sweeps"):
         spec = importlib.util.find_spec(name)
-        found = Path(spec.origin).resolve().parent.parent if spec and spec.origin else None
-        if found != here:
-            place = f"lies in {found}" if found else "cannot be found"
+        places = list(spec.submodule_search_locations or ()) if spec else []
+        found = Path(places[0]).resolve() if places else None
+        # A plain folder of that name is found as well, as a package without code of its own.
+        if found != here / name or spec is None or spec.origin is None:
+            place = f"Python finds {found}" if found else "Python finds none"
             raise ImportError(
-                f"stabmap needs its own package {name!r} beside it in {here}, but it {place}: "
-                f"uninstall the other package called {name!r}, or install stabmap in an "
+                f"stabmap needs its own package {name!r} in {here}, but {place}: uninstall the "
+                f"other package (or rename the folder) called {name!r}, or install stabmap in an "
                 "environment of its own"
             )
 

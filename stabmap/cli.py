@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trainables.domain import AXIS_NAMES, InputError, Mistake, StabmapError
+from trainables.domain import AXIS_NAMES, InputError, Mistake, StabmapError, unknown_axis
 
 app = typer.Typer(
     help="Maps of where training is stable, restrained or divergent.",
@@ -188,7 +188,10 @@ def _values(texts: Any) -> dict[str, float]:
     values: dict[str, float] = {}
     mistakes = []
     for text in texts:
-        name, _, number = text.partition("=")
+        name, equals, number = text.partition("=")
+        if equals and name not in AXIS_NAMES:
+            mistakes.append(unknown_axis(name, name, None))
+            continue
         try:
             values[name] = float(number)
         except ValueError:

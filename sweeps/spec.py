@@ -32,6 +32,7 @@ from trainables.domain import (
     RegulariserName,
     Training,
     nearest,
+    unknown_axis,
 )
 
 
@@ -228,17 +229,26 @@ def load_spec(
     Raises:
         InputError: with every mistake that was found, each with field, value, law and remedy.
     """
-    raw = dict(copy.deepcopy(source)) if isinstance(source, Mapping) else _read(source)
+    raw = _with_text_keys(source if isinstance(source, Mapping) else _read(source))
     mistakes = [m for path, value in (overrides or {}).items() for m in _override(raw, path, value)]
     spec, found, unread = _parse(raw)
     mistakes += found
     # A law about a part of which something could not be read would only echo that mistake.
-    mistakes += [
-        m for m in _laws(spec) if not any((m.field + ".").startswith(p + ".") for p in unread)
-    ]
+    mistakes += [m for m in _laws(spec) if not any(_related(m.field, p) for p in unread)]
     if mistakes:
         raise InputError(mistakes)
     return spec
+
+
+def _related(field: str, other: str) -> bool:
+    """Whether one field is the other or lies in it."""
+    return (field + ".").startswith(other + ".") or (other + ".").startswith(field + ".")
+
+
+def _with_text_keys(raw: Any) -> Any:
+    if isinstance(raw, Mapping):
+        return {str(key): _with_text_keys(value) for key, value in raw.items()}
+    return copy.deepcopy(raw)
 
 
 def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
@@ -293,7 +303,8 @@ def _read(source: str | Path) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        where = str(getattr(error, "problem_mark", "")).strip()
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}" if mark is not None else "unreadable characters"
         raise InputError(
             [Mistake("spec", str(source), f"is no YAML ({where})", "mend that line")]
         ) from error
@@ -329,36 +340,55 @@ def _override(raw: dict[str, Any], path: str, value: Any) -> list[Mistake]:
 
 
 def _parse(raw: Mapping[str, Any]) -> tuple[SweepSpec, list[Mistake], set[str]]:
-    """The spec without the entries that cannot be read, the mistakes in those, and their parts."""
+    """The spec without the entries that cannot be read, their mistakes, and where they stand."""
     try:
         return SweepSpec(**raw), [], set()
     except ValidationError as error:
         rest = copy.deepcopy(dict(raw))
-        mistakes = [_unreadable(detail) for detail in error.errors()]
-        unread = {
-            ".".join(map(str, detail["loc"][:-1] or detail["loc"]))
-            for detail in error.errors()
-            if detail["type"] != "extra_forbidden"
-        }
+        found: dict[str, Mistake] = {}
+        unread = set()
         for detail in error.errors():
-            _drop(rest, detail["loc"])
+            place = _place(detail["loc"], raw)
+            field = ".".join(place)
+            found.setdefault(field, _unreadable(detail, place))
+            if detail["type"] != "extra_forbidden":
+                # What remains of an axis is judged only when all of it can be read.
+                unread.add(".".join(place[:2]) if place[0] == "axes" else field)
+            _drop(rest, place)
+        # A choice of types gives a mistake a type: the one that came furthest says most.
+        mistakes = [m for f, m in found.items() if not any(o.startswith(f + ".") for o in found)]
         spec, more, parts = _parse(rest)
         return spec, [*mistakes, *more], unread | parts
 
 
-def _drop(raw: Any, place: tuple[int | str, ...]) -> None:
-    """Remove the entry at a place, or the innermost one around it that exists."""
-    for key in place[:-1]:
-        inner = raw.get(key) if isinstance(raw, dict) else None
-        if not isinstance(inner, dict) or place[-1] is key:
-            raw.pop(key, None)
+def _place(loc: Iterable[int | str], raw: Any) -> list[str]:
+    """Where a mistake stands in the YAML: pydantic's own names of branches are left out."""
+    place = []
+    for part in loc:
+        if isinstance(raw, dict) and part in raw:  # noqa: SIM114
+            raw = raw[part]
+        elif isinstance(raw, list) and isinstance(part, int):
+            raw = raw[part]
+        else:
+            continue
+        place.append(str(part))
+    return place
+
+
+def _drop(raw: Any, place: list[str]) -> None:
+    """Remove the entry at a place; an entry of a list goes with its list."""
+    *parents, last = place
+    for key in parents:
+        if key not in raw:
             return
-        raw = inner
-    raw.pop(place[-1], None)
+        if not isinstance(raw[key], dict):
+            del raw[key]
+            return
+        raw = raw[key]
+    raw.pop(last, None)
 
 
-def _unreadable(detail: Any) -> Mistake:
-    place = [str(part) for part in detail["loc"]]
+def _unreadable(detail: Any, place: list[str]) -> Mistake:
     field = ".".join(place)
     if detail["type"] == "extra_forbidden":
         known = _known_keys(place[:-1])
@@ -367,8 +397,10 @@ def _unreadable(detail: Any) -> Mistake:
         return Mistake(
             field, detail["input"], "no such key", f"{meant}known here: {', '.join(known)}"
         )
-    law = detail["msg"].replace("Input should be", "must be")
-    return Mistake(field, detail["input"], law, "write such a value")
+    law = re.sub(r" or instance of \w+", "", detail["msg"]).replace("valid dictionary", "mapping")
+    return Mistake(
+        field, detail["input"], law.replace("Input should be", "must be"), "write such a value"
+    )
 
 
 def _known_keys(place: list[str]) -> list[str]:
@@ -481,13 +513,7 @@ def _search_laws(spec: SweepSpec, axes: list[Axis] | None) -> Iterable[Mistake]:
     for name, count in levels.items():
         field = f"search.levels.{name}" if isinstance(search.levels, dict) else "search.levels"
         if name not in AXIS_NAMES:
-            guess = nearest(name, AXIS_NAMES)
-            yield Mistake(
-                field,
-                count,
-                "no such axis",
-                f"did you mean {guess}?" if guess else f"use {', '.join(AXIS_NAMES)}",
-            )
+            yield unknown_axis(field, name, count)
         elif count < 2:
             yield Mistake(field, count, "grid levels of a free axis >= 2", "use 8")
     for number, point in enumerate(search.start):
@@ -499,9 +525,7 @@ def _start_laws(
 ) -> Iterable[Mistake]:
     for name in point:
         if name not in AXIS_NAMES:
-            guess = nearest(name, AXIS_NAMES)
-            meant = f"did you mean {guess}?" if guess else f"use {', '.join(AXIS_NAMES)}"
-            yield Mistake(f"{field}.{name}", point[name], "no such axis", meant)
+            yield unknown_axis(f"{field}.{name}", name, point[name])
     for axis in axes or ():
         value = point.get(axis.name)
         if value is None:
@@ -546,7 +570,7 @@ def _resource_laws(spec: SweepSpec) -> Iterable[Mistake]:
         yield Mistake("resources.workers", part.workers, "workers >= 1", "leave it out")
     if part.pack < 1:
         yield Mistake("resources.pack", part.pack, "points a pack >= 1", "use 4")
-    if not part.cpus > 0:
+    if not (part.cpus > 0 and math.isfinite(part.cpus)):
         yield Mistake("resources.cpus", part.cpus, "CPUs a pack > 0", "use 1")
     gpus, cuda = spec.gpus, spec.device.startswith("cuda")
     if cuda and gpus <= 0:
@@ -557,6 +581,8 @@ def _resource_laws(spec: SweepSpec) -> Iterable[Mistake]:
         yield Mistake(
             "resources.gpus", gpus, f"device {spec.device} uses no GPU", "set device: cuda"
         )
+    elif not math.isfinite(gpus) or (gpus > 1 and gpus != int(gpus)):
+        yield Mistake("resources.gpus", gpus, "more than one GPU is a whole number", "use 1")
     elif 0 < gpus < 1 and not math.isclose(1 / gpus, round(1 / gpus)):
         yield Mistake(
             "resources.gpus",

@@ -108,7 +108,7 @@ class Axis:
     def _mistakes(self) -> Iterable[Mistake]:
         where = f"axes.{self.name}"
         if self.name not in AXIS_NAMES:
-            yield Mistake(where, self.name, "no such axis", f"use one of {', '.join(AXIS_NAMES)}")
+            yield unknown_axis(where, self.name, self.name)
             return
         if self.scale == "fixed":
             yield from self._fixed_mistakes(where)
@@ -546,7 +546,13 @@ class PointResult:
         return Verdict(margins, decided.verdict.reason, decided.verdict.step)
 
     def _middle(self, margin: str) -> Replicate:
-        ordered = sorted(self.replicates, key=lambda r: getattr(r.verdict.margins, margin))
+        # Ties at -1 go by the other margin, so that the reason of a divergent replicate is never
+        # given for a point that is bounded.
+        def rank(replicate: Replicate) -> tuple[float, float]:
+            margins = replicate.verdict.margins
+            return (getattr(margins, margin), margins.bounded)
+
+        ordered = sorted(self.replicates, key=rank)
         return ordered[(len(ordered) - 1) // 2]
 
     def to_dict(self) -> dict[str, Any]:
@@ -583,3 +589,10 @@ def nearest(word: str, words: Sequence[str]) -> str | None:
 
     found = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     return found[0] if found else None
+
+
+def unknown_axis(field: str, name: str, value: Any) -> Mistake:
+    """The mistake of naming an axis that there is not."""
+    guess = nearest(name, AXIS_NAMES)
+    remedy = f"did you mean {guess}?" if guess else f"use one of {', '.join(AXIS_NAMES)}"
+    return Mistake(field, value, "no such axis", remedy)

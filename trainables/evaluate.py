@@ -191,6 +191,8 @@ class ReplicateRun:
             change=np.array(self._change, dtype=np.float64),
             separation=separation.T,
             ascent=None if self.bench.full_batch else np.array(self._ascent, dtype=np.float64),
+            floor=self._loss_floor(),
+            descends=training.optimiser == "sgd" and training.momentum == 0,
             sharpness=np.array(ratios, dtype=np.float64),
             ended=self.ended,
             ended_by=self.ended_by,
@@ -203,6 +205,21 @@ class ReplicateRun:
         if ratios:
             curves["sharpness_ratio"] = _curve([s["step"] for s in self._snapshots], ratios)
         return Replicate(self.seed, verdict, self.step, evidence, curves)
+
+    def _loss_floor(self) -> float:
+        """Size of loss moves that rounding the parameters causes in the sharpest stable bowl.
+
+        The rounding error of a step is u ||theta||, a stable bowl has curvature at most of order
+        1 / lr, and momentum adds up 1 / (1 - momentum) steps. Without this a float32 training that
+        has reached a loss of 0 would be called oscillating for its last digits.
+        """
+        training = self.bench.training
+        assert training.momentum is not None
+        squares = sum(
+            float((p.detach().double() ** 2).sum()) for p in self.trajectories[0].parameters
+        )
+        roundoff = float(np.finfo(training.dtype).eps) / 2
+        return 10 * roundoff**2 * squares / (1 - training.momentum) ** 2 / self.point.lr
 
     @torch.no_grad()
     def _metric(self) -> float | None:

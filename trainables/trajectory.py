@@ -31,6 +31,7 @@ def deterministic(device: str) -> Iterator[None]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     threads = torch.get_num_threads()
     strict = torch.are_deterministic_algorithms_enabled()
+    lenient = torch.is_deterministic_algorithms_warn_only_enabled()
     precision = torch.get_float32_matmul_precision()
     cudnn = torch.backends.cudnn
     flags = (cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32)
@@ -42,7 +43,7 @@ def deterministic(device: str) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(strict)
+        torch.use_deterministic_algorithms(strict, warn_only=lenient)
         torch.set_float32_matmul_precision(precision)
         cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = flags
 
@@ -100,7 +101,8 @@ class Bench:
 
     def network(self, seed: int, dtype: torch.dtype) -> nn.Module:
         """The network with initial weights from the seed, on the device."""
-        return self.task.module(seed).to(self.training.device, dtype)
+        with torch.random.fork_rng(devices=[]):  # building layers must not use up global numbers
+            return self.task.module(seed).to(self.training.device, dtype)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -50,6 +50,10 @@ class Observations:
             (pairs, steps run).
         ascent: for mini-batches, whether an update raised the loss of its own batch, (steps run,);
             None for the full batch.
+        floor: loss moves that rounding of the parameters alone can cause; they are not counted.
+        descends: whether a stable run of this optimiser lowers the loss of each batch. Plain SGD
+            does; momentum and Adam step along older gradients, so for them `ascent` is reported
+            and decides nothing.
         sharpness: sharpness over its threshold at several steps of the second half; empty where
             it was not measured.
         ended: step of the blow-up, or None for a run of full length.
@@ -63,6 +67,8 @@ class Observations:
     change: Array
     separation: Array
     ascent: Array | None = None
+    floor: float = 0.0
+    descends: bool = True
     sharpness: Array = field(default_factory=lambda: np.empty(0))
     ended: int | None = None
     ended_by: Reason | None = None
@@ -163,15 +169,23 @@ def _oscillation_margin(seen: Observations, evidence: Evidence) -> float:
     if seen.ascent is not None:
         share = float(np.mean(seen.ascent[seen.steps // 2 :]))
         evidence["ascent_share"] = share
+        if not seen.descends:
+            return 1.0
         return float(np.clip((ASCENT_SHARE - share) / ASCENT_SHARE, -1.0, 1.0))
     loss = seen.window(0.5, 1.0)
     moves = np.diff(loss)
-    moves[np.abs(moves) <= NOISE * seen.roundoff * np.abs(loss[:-1])] = 0.0
+    moves[np.abs(moves) <= NOISE * seen.roundoff * np.abs(loss[:-1]) + seen.floor] = 0.0
     rise = float(np.maximum(moves, 0).sum())
     travelled = float(np.abs(moves).sum())
     share = rise / travelled if travelled else 0.0
     upward = rise / (len(moves) * max(float(np.median(loss)), 1e-300))
     evidence["upward"] = upward
+    # An oscillation that fades within the window is damped: momentum about a minimum of loss 0
+    # rises by much of its loss in every swing, while that loss dies out.
+    tenth = max(len(moves) // 5, 1)
+    early, late = (float(np.maximum(m, 0).sum()) for m in (moves[:tenth], moves[-tenth:]))
+    if late < early:
+        upward *= late / early
     evidence["upward_share"] = share
     if share <= UPWARD_SHARE or upward == 0:
         return 1.0

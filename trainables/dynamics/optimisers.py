@@ -96,4 +96,7 @@ class Optimiser:
         second = self.beta2 * slots[1] + (1 - self.beta2) * gradient * gradient
         first_hat = first / (1 - self.momentum ** (count + 1))
         second_hat = second / (1 - self.beta2 ** (count + 1))
-        return first_hat / (second_hat.sqrt() + self.eps), (first, second)
+        # The root of 0 has no derivative; a stabiliser may ask for it where a gradient is 0.
+        alive = second_hat > 0
+        root = torch.where(alive, second_hat, 1.0).sqrt() * alive
+        return first_hat / (root + self.eps), (first, second)

@@ -56,16 +56,16 @@ def largest_singular_value(matrix: Tensor) -> Tensor:
     derivative: the gradient is 0 there, not an arbitrary direction.
     """
     fixed = matrix.detach()
+    largest = fixed.abs().max()
+    if not bool(torch.isfinite(largest)):
+        return matrix.sum() * math.nan
+    # Scaled first: squares of very small or large entries would leave the dtype's range.
+    scaled = fixed / largest if largest > 0 else fixed
     if fixed.shape[1] == 1:
         q = fixed.new_ones(1)
     else:
-        # Scaled first: the Gram matrix of a small S would underflow.
-        largest = fixed.abs().max()
-        scaled = fixed / largest if largest > 0 and bool(torch.isfinite(largest)) else fixed
-        if not bool(torch.isfinite(scaled).all()):
-            return matrix.sum() * math.nan
         q = torch.linalg.eigh(scaled.T @ scaled).eigenvectors[:, -1]
-    image = fixed @ q
+    image = scaled @ q
     norm = torch.linalg.vector_norm(image)
     p = image / norm if norm > 0 else torch.zeros_like(image)
     return p @ matrix @ q
@@ -255,7 +255,10 @@ class Reference:
         update = predicted_update(step)
         before = self.product if self.product is not None else _identity(update)
         ahead = before @ one_step_matrix(update)
-        penalty = torch.relu(torch.linalg.svd(ahead)[1][0] - 1)
+        if bool(torch.isfinite(ahead).all()):
+            penalty = torch.relu(torch.linalg.svd(ahead)[1][0] - 1)
+        else:  # the training has blown up, and a decomposition would only raise
+            penalty = ahead.sum() * math.nan
         parameters = list(step.parameters)
         first = torch.autograd.grad(step.loss, parameters, retain_graph=True)
         second = torch.autograd.grad(

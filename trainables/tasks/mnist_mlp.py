@@ -65,13 +65,14 @@ class MnistMLP:
     def module(self, seed: int) -> nn.Module:
         """The network with initial weights from the seed."""
         random = np.random.RandomState(seed)
-        net = nn.Sequential(
-            OrderedDict(
-                hidden=nn.Linear(784, self.width, dtype=torch.float64),
-                tanh=nn.Tanh(),
-                output=nn.Linear(self.width, 10, dtype=torch.float64),
+        with torch.random.fork_rng(devices=[]):  # PyTorch's own starting values are not wanted
+            net = nn.Sequential(
+                OrderedDict(
+                    hidden=nn.Linear(784, self.width, dtype=torch.float64),
+                    tanh=nn.Tanh(),
+                    output=nn.Linear(self.width, 10, dtype=torch.float64),
+                )
             )
-        )
         with torch.no_grad():
             for layer in (net.hidden, net.output):
                 assert isinstance(layer, nn.Linear)
