@@ -112,6 +112,13 @@ def test_sharpness_of_a_flat_loss_is_0(size: int) -> None:
     assert of_quadratic(np.zeros((size, size))) == 0.0
 
 
+@pytest.mark.parametrize("size", [2, 3, 10, 100])
+@pytest.mark.parametrize("curvature", [-1.0, 1.0])
+def test_sharpness_where_all_directions_are_alike(curvature: float, size: int) -> None:
+    """Every vector is an eigenvector: Lanczos ends after one product."""
+    assert of_quadratic(curvature * np.eye(size)) == pytest.approx(curvature, rel=1e-9)
+
+
 @pytest.mark.parametrize("size", [3, 1000])
 def test_sharpness_of_a_hessian_of_rank_one(size: int) -> None:
     """Lanczos ends after two products here: the one-layer CNN has such a Hessian."""
@@ -131,7 +138,8 @@ def test_sharpness_repeats_itself(curvature: float) -> None:
     found = {sharpness(net, nn.functional.cross_entropy, inputs, targets) for _ in range(3)}
     assert len(found) == 1
     c = np.where(np.arange(16) % 2 == 0, -1.0, 1.0)
-    assert len({of_quadratic(curvature * np.outer(c, c)) for _ in range(5)}) == 1
+    for matrix in (np.outer(c, c), np.eye(4), np.eye(30), np.eye(100)):
+        assert len({of_quadratic(curvature * matrix) for _ in range(6)}) == 1
 
 
 def test_sharpness_without_curvlinops(monkeypatch: pytest.MonkeyPatch) -> None:

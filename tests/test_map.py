@@ -308,7 +308,7 @@ def test_counts(plane: StabilityMap) -> None:
 
 
 def test_to_frame_is_a_copy(line: StabilityMap) -> None:
-    before = line.to_frame()
+    before = line.to_frame().copy()
     changed = line.to_frame()
     changed["lr"] = -1.0
     pd.testing.assert_frame_equal(line.to_frame(), before, check_exact=True)

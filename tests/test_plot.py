@@ -222,7 +222,7 @@ def test_regions_are_those_of_the_model() -> None:
 
 def test_theory_is_drawn_where_it_holds() -> None:
     """Each line lies on its closed form; both are named in the legend."""
-    stability_map = map_of(CNN, 12)
+    stability_map = map_of({**CNN, "lr": {"scale": "log", "low": 0.02, "high": 0.2}}, 12)
     figure = figure_of(stability_map)
     (panel,) = figure.axes
     labels = ["theory: 2 / sharpness", "theory: 2 / weight decay"]  # as the legend has them
@@ -236,8 +236,8 @@ def test_theory_is_drawn_where_it_holds() -> None:
             exact = OneLayerCNN(10.0**log_decay)
             bound = exact.largest_stable_lr if "sharp" in label else exact.largest_bounded_lr
             assert 10.0**log_lr == pytest.approx(bound, rel=1e-9)
-        assert x.min() >= math.log10(0.003)
-        assert x.max() <= math.log10(0.5)
+        assert x.min() >= math.log10(0.02)
+        assert x.max() <= math.log10(0.2)
 
 
 def test_theory_can_be_left_out() -> None:
@@ -316,6 +316,8 @@ def test_same_map_same_bytes(axes: dict[str, Any], ending: str, tmp_path: Path) 
     head = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[ending]
     assert first.startswith(head)
     assert len(first) > 5000
+    assert b"CreationDate" not in first  # which would only differ tomorrow
+    assert ending != "png" or b"Matplotlib" not in first  # whose version would differ
 
 
 def test_one_point_is_enough(tmp_path: Path) -> None:
