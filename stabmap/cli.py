@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -78,13 +79,14 @@ def run(
     from sweeps.runner import execute
 
     outcome = execute(loaded, address, None if quiet else sys.stderr)
-    again = "stabmap run " + " ".join([spec, *(f"-o {text}" for text in override or ())])
+    again = ["stabmap", "run", spec, *(word for text in override or () for word in ("-o", text))]
+    again += ["--address", address] if address != "local" else []
     if not as_json:
         _report(outcome)
     if not outcome.recorded:
         print("warning: MLflow missed some records; the same command writes them", file=sys.stderr)
     if outcome.ending != "complete":
-        kept = f"{outcome.points} points are kept; go on with: {again}"
+        kept = f"{outcome.points} points are kept; go on with: {shlex.join(again)}"
         print(f"{'interrupted' if outcome.ending == 'interrupted' else 'out of time'}: {kept}",
               file=sys.stderr)  # fmt: skip
     if as_json:

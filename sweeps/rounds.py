@@ -32,6 +32,8 @@ def distance_to_boundary(margins: Margins) -> float:
 def make_sampler(spec: SweepSpec) -> tuple[BaseSampler, int | None]:
     """The sampler that a spec names, and how many points it has to give (None: no end)."""
     offset = len(spec.start)
+    if not any(axis.free for axis in spec.space):  # one point is all there is
+        return DesignSampler(spec.space, SobolDesign(spec.space, spec.seed), offset), offset or 1
     if spec.search.method == "grid":
         grid = GridDesign(spec.space, spec.search.levels, spec.seed)
         assert grid.size is not None

@@ -40,7 +40,9 @@ def _seconds(value: Any) -> Any:
     """90, "90s", "5m" and "2h" as seconds."""
     units = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
     found = (
-        re.fullmatch(r"([0-9.]+)\s*([smhd]?)", value.strip()) if isinstance(value, str) else None
+        re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)\s*([smhd]?)", value.strip())
+        if isinstance(value, str)
+        else None
     )
     return float(found[1]) * units[found[2]] if found else value
 
@@ -50,7 +52,8 @@ def _named(value: Any) -> Any:
 
 
 def _fixed(value: Any) -> Any:
-    return {"value": value} if isinstance(value, (int, float, str)) else value
+    number = isinstance(value, (int, float, str)) and not isinstance(value, bool)
+    return {"value": value} if number else value
 
 
 class _Part(BaseModel):
@@ -283,7 +286,7 @@ def preset_names() -> tuple[str, ...]:
 
 def _read(source: str | Path) -> dict[str, Any]:
     path = Path(source).expanduser()
-    if not path.exists() and str(source) in preset_names():
+    if not path.is_file() and str(source) in preset_names():
         text = (resources.files("sweeps") / "presets" / f"{source}.yaml").read_text("utf-8")
     else:
         try:
@@ -398,6 +401,7 @@ def _unreadable(detail: Any, place: list[str]) -> Mistake:
             field, detail["input"], "no such key", f"{meant}known here: {', '.join(known)}"
         )
     law = re.sub(r" or instance of \w+", "", detail["msg"]).replace("valid dictionary", "mapping")
+    law = law.replace("valid tuple", "list")
     return Mistake(
         field, detail["input"], law.replace("Input should be", "must be"), "write such a value"
     )
@@ -431,9 +435,12 @@ def _laws(spec: SweepSpec) -> Iterable[Mistake]:
         yield from error.mistakes
     axes = yield from _axes_laws(spec)
     yield from _task_laws(spec)
-    if training is not None and axes is not None:
-        yield from _underflow(axes[0], training)
-        yield from _regulariser_laws(spec, axes, training)
+    by_name = {axis.name: axis for axis in axes}
+    if training is not None:
+        if "lr" in by_name:
+            yield from _underflow(by_name["lr"], training)
+        if "alpha" in by_name:
+            yield from _regulariser_laws(spec, by_name["alpha"], training)
     yield from _search_laws(spec, axes)
     yield from _budget_laws(spec)
     if re.search(r"://[^/]*:[^/]*@", spec.tracking.address or ""):
@@ -447,12 +454,11 @@ def _laws(spec: SweepSpec) -> Iterable[Mistake]:
 
 
 def _axes_laws(spec: SweepSpec) -> Any:
-    """Yield the axes' mistakes; return the axes if there are none."""
-    axes, broken = [], False
+    """Yield the axes' mistakes; return the axes that have none."""
+    axes = []
     for name in AXIS_NAMES:
         part = getattr(spec.axes, name)
         if part is None:
-            broken = True
             yield Mistake(
                 f"axes.{name}",
                 None,
@@ -463,9 +469,8 @@ def _axes_laws(spec: SweepSpec) -> Any:
         try:
             axes.append(Axis(name=name, **part.model_dump()))
         except InputError as error:
-            broken = True
             yield from error.mistakes
-    return None if broken else axes
+    return axes
 
 
 def _task_laws(spec: SweepSpec) -> Iterable[Mistake]:
@@ -492,11 +497,11 @@ def _underflow(lr: Axis, training: Training) -> Iterable[Mistake]:
         )
 
 
-def _regulariser_laws(spec: SweepSpec, axes: list[Axis], training: Training) -> Iterable[Mistake]:
+def _regulariser_laws(spec: SweepSpec, alpha: Axis, training: Training) -> Iterable[Mistake]:
     from trainables.evaluate import regulariser_mistakes
     from trainables.tasks import get_task
 
-    if not axes[1].free and axes[1].value == 0:
+    if not alpha.free and alpha.value == 0:
         return
     try:
         task = get_task(spec.task_name, **spec.task_options)
@@ -505,7 +510,7 @@ def _regulariser_laws(spec: SweepSpec, axes: list[Axis], training: Training) -> 
     yield from regulariser_mistakes(task, training)
 
 
-def _search_laws(spec: SweepSpec, axes: list[Axis] | None) -> Iterable[Mistake]:
+def _search_laws(spec: SweepSpec, axes: list[Axis]) -> Iterable[Mistake]:
     search = spec.search
     if search.batch < 1:
         yield Mistake("search.batch", search.batch, "points a round >= 1", "use 16")
@@ -520,13 +525,11 @@ def _search_laws(spec: SweepSpec, axes: list[Axis] | None) -> Iterable[Mistake]:
         yield from _start_laws(f"search.start[{number}]", point, axes)
 
 
-def _start_laws(
-    field: str, point: Mapping[str, float], axes: list[Axis] | None
-) -> Iterable[Mistake]:
+def _start_laws(field: str, point: Mapping[str, float], axes: list[Axis]) -> Iterable[Mistake]:
     for name in point:
         if name not in AXIS_NAMES:
             yield unknown_axis(f"{field}.{name}", name, point[name])
-    for axis in axes or ():
+    for axis in axes:
         value = point.get(axis.name)
         if value is None:
             if axis.free:
@@ -571,7 +574,7 @@ def _resource_laws(spec: SweepSpec) -> Iterable[Mistake]:
     if part.pack < 1:
         yield Mistake("resources.pack", part.pack, "points a pack >= 1", "use 4")
     if not (part.cpus > 0 and math.isfinite(part.cpus)):
-        yield Mistake("resources.cpus", part.cpus, "CPUs a pack > 0", "use 1")
+        yield Mistake("resources.cpus", part.cpus, "CPUs a pack, finite and > 0", "use 1")
     gpus, cuda = spec.gpus, spec.device.startswith("cuda")
     if cuda and gpus <= 0:
         yield Mistake(

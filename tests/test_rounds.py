@@ -19,7 +19,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from synthetic import DECAY, LR, margins_at, measure, spec_of
 
 from sweeps.rounds import Rounds, distance_to_boundary
-from sweeps.spec import SweepSpec
+from sweeps.spec import SweepSpec, load_spec
 from trainables.domain import AXIS_NAMES, Margins, Point
 
 METHODS = ["sobol", "grid", "tpe"]
@@ -305,3 +305,18 @@ def test_points_are_made_of_the_axes_alone() -> None:
     assert any(p.weight_decay == 0 for p in points)
     assert all(1e-4 <= p.weight_decay <= 1 for p in points if p.weight_decay)
     assert all(set(vars(p)) == set(AXIS_NAMES) for p in points)
+
+
+def test_a_sweep_without_a_free_axis_is_one_point() -> None:
+    for method in ("sobol", "grid", "tpe"):
+        spec = load_spec(
+            {
+                "task": "one-layer-cnn",
+                "axes": {"lr": 0.05, "weight_decay": 20},
+                "budget": {"points": 64},
+                "search": {"method": method},
+            }
+        )
+        rounds = Rounds(spec)
+        assert [point for _, point in rounds.propose() or ()] == [Point(0.05, 0.0, 20.0)]
+        assert rounds.exhausted

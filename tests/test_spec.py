@@ -135,11 +135,11 @@ LAWS: list[tuple[dict[str, Any], str, str, str, str]] = [
     ({"budget.wall_time": math.inf}, "budget.wall_time", "inf", "seconds > 0", "10m"),
     ({"budget.wall_time": "5min"}, "budget.wall_time", "'5min'", "must be a valid number", ""),
     ({"budget.wall_time": "-5m"}, "budget.wall_time", "'-5m'", "must be a valid number", ""),
-    ({"budget.wall_time": "1.2.3s"}, "budget.wall_time", "'1.2.3s'", "convert", ""),
+    ({"budget.wall_time": "1.2.3s"}, "budget.wall_time", "'1.2.3s'", "unable to parse", ""),
     ({"resources.workers": 0}, "resources.workers", "0", "workers >= 1", "leave it out"),
     ({"resources.pack": 0}, "resources.pack", "0", "points a pack >= 1", "use 4"),
-    ({"resources.cpus": 0}, "resources.cpus", "0.0", "CPUs a pack > 0", "use 1"),
-    ({"resources.cpus": math.nan}, "resources.cpus", "nan", "CPUs a pack > 0", "use 1"),
+    ({"resources.cpus": 0}, "resources.cpus", "0.0", "CPUs a pack, finite and > 0", "use 1"),
+    ({"resources.cpus": math.nan}, "resources.cpus", "nan", "CPUs a pack, finite and > 0", "use 1"),
     ({"resources.gpus": 1}, "resources.gpus", "1.0", "cpu uses no GPU", "device: cuda"),
     (
         {"device": "cuda", "resources.gpus": 0},
@@ -805,3 +805,14 @@ def test_a_spec_cannot_be_changed() -> None:
     spec = load_spec(BASE)
     with pytest.raises(ValueError, match="frozen"):
         spec.steps = 5
+
+
+def test_a_broken_axis_hides_no_law_of_the_others() -> None:
+    changes = {"axes.lr": 1e-39, "axes.alpha": -1, "search.start": [{"weight_decay": 5}]}
+    fields = {m.field for m in mistakes(BASE, changes)}
+    assert {"axes.lr", "axes.alpha.value"} <= fields
+
+
+def test_both_missing_ends_are_reported() -> None:
+    fields = sorted(m.field for m in mistakes(BASE, {"axes.lr": {"scale": "log"}}))
+    assert fields == ["axes.lr.high", "axes.lr.low"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainables.domain import Point, Training
+from trainables.domain import Point, StabmapError, Training
 from trainables.dynamics.optimisers import Optimiser
 from trainables.dynamics.stabiliser import (
     VARIANTS,
@@ -36,6 +36,7 @@ from trainables.losses import (
     Loss,
 )
 from trainables.tasks import Task, get_task
+from trainables.tasks.mnist_regression import MnistRegression
 from trainables.trajectory import Bench, Trajectory
 
 Rule = tuple[Literal["sgd", "nesterov", "adam"], float]
@@ -466,3 +467,45 @@ def test_state_goes_on(variant: str) -> None:
     step, _ = second_step(Net(2), SQUARED_ERROR, Optimiser("sgd", 0.05))
     again = torch.cat([g.reshape(-1) for g in one.gradients(step)])
     assert torch.equal(again, gradients[2])
+
+
+class _Wrapped(torch.nn.Module):
+    """A linear layer whose output is not the network's: a tanh comes after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc3 = torch.nn.Linear(784, 1, dtype=torch.float64)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.tanh(self.fc3(images.flatten(1)[:, :784]))
+
+
+class _NotLast(MnistRegression):
+    def module(self, seed: int) -> torch.nn.Module:
+        torch.manual_seed(seed)
+        return _Wrapped()
+
+
+def test_a_layer_that_is_not_last_has_no_analytic_update() -> None:
+    """The closed form of V would be wrong there: the generic mode takes over, exactly."""
+    task = _NotLast(samples=20, batch_size=None)
+    training = Training(dtype="float64", steps=20)
+    bench = Bench.of(task, training)
+    run = Trajectory(bench, Point(0.01, 2.0), 1, 0)
+    before = [p.detach().clone() for p in run.parameters]
+    plain = Trajectory(bench, Point(0.01, 0.0), 1, 0)
+    plain.step(slice(None))
+    run.step(slice(None))
+    dry = torch.cat(
+        [(q.detach() - p).flatten() for p, q in zip(before, plain.parameters, strict=True)]
+    )
+    s = dry.norm()
+    pull = 0.5 * (1 + s / torch.sqrt(4 + s * s)) * dry / s
+    expected = dry - 0.01 * 2.0 * pull
+    found = torch.cat(
+        [(q.detach() - p).flatten() for p, q in zip(before, run.parameters, strict=True)]
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-14)
+    with pytest.raises(StabmapError, match="linear last layer"):
+        reference = Training(dtype="float64", steps=20, regulariser="reference")
+        Trajectory(Bench.of(task, reference), Point(0.01, 2.0), 1, 0).step(slice(None))

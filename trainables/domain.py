@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from numbers import Real
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -120,16 +121,19 @@ class Axis:
                 f"a {self.scale} axis has no single value",
                 "remove it, or set scale: fixed",
             )
+        missing = False
         for end in ("low", "high"):
             number = getattr(self, end)
-            if number is None or not math.isfinite(number):
+            if not isinstance(number, Real) or not math.isfinite(number):
+                missing = True
                 yield Mistake(
                     f"{where}.{end}",
                     number,
                     f"a {self.scale} axis needs a finite {end}",
                     f"write {end}: <number>",
                 )
-                return
+        if missing:
+            return
         assert self.low is not None and self.high is not None
         if self.low >= self.high:
             yield Mistake(
@@ -253,7 +257,7 @@ class Point:
         mistakes = []
         for name in AXIS_NAMES:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)):
+            if isinstance(value, bool) or not isinstance(value, Real):
                 mistakes.append(Mistake(name, value, "must be a number", "give a number"))
             elif not math.isfinite(value) or value < 0 or (name == "lr" and value == 0):
                 law = "finite and > 0" if name == "lr" else "finite and >= 0"
@@ -335,6 +339,8 @@ class Training:
     sharpness: bool = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.ks, (tuple, list)):
+            raise InputError([Mistake("ks", self.ks, "a list of integers", "use ks: [1, 3]")])
         object.__setattr__(self, "ks", tuple(self.ks))
         if self.momentum is None:
             object.__setattr__(self, "momentum", 0.0 if self.optimiser == "sgd" else 0.9)

@@ -82,12 +82,11 @@ class ReplicateRun:
         after = [p.detach() for p in base.parameters]
         self._observe_loss(before, after, rows, losses[0])
         change = rel_l1(after, before)
-        self._look_for_blow_up(losses, change)
+        separation = [rel_l1(after, [p.detach() for p in o.parameters]) for o in others]
+        self._look_for_blow_up(losses, [change, *separation])
         if self.ended is None:
             self._change.append(change)
-            self._separation.append(
-                [rel_l1(after, [p.detach() for p in other.parameters]) for other in others]
-            )
+            self._separation.append(separation)
             if self.step in self._sharpness_steps:
                 self._snapshots.append(self._snapshot())
         self.step += 1
@@ -133,9 +132,9 @@ class ReplicateRun:
         squares = sum(float((p.detach().double() ** 2).sum()) for p in parameters)
         return 0.5 * self.point.weight_decay * squares
 
-    def _look_for_blow_up(self, losses: list[float], change: float) -> None:
+    def _look_for_blow_up(self, losses: list[float], distances: list[float]) -> None:
         objective = self._loss[-1]
-        if not np.isfinite([*losses, objective, change]).all():
+        if not np.isfinite([*losses, objective, *distances]).all():
             self.ended, self.ended_by = self.step, Reason.NON_FINITE
         elif max(*losses, objective) > EXPLOSION * max(self._loss[0], 1.0):
             self.ended, self.ended_by = self.step, Reason.EXPLODED

@@ -137,12 +137,13 @@ class Trajectory:
         position = {id(p): i for i, p in enumerate(self.parameters)}
         self._layer = [position[id(p)] for p in layer.parameters()]
         self._features: Tensor | None = None
+        self._layer_output: Tensor | None = None
         if isinstance(layer, nn.Linear):
-            layer.register_forward_pre_hook(self._capture)
+            layer.register_forward_hook(self._capture)
         self.regulariser = VARIANTS[self.bench.training.regulariser](alpha)
 
-    def _capture(self, _layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._features = inputs[0]
+    def _capture(self, _layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self._features, self._layer_output = inputs[0], output
 
     def step(self, rows: Tensor | slice) -> Tensor:
         """One update on the given rows of the data.
@@ -159,6 +160,8 @@ class Trajectory:
             return loss.detach()
         if self.bench.training.anchor == "epoch" and self.count % self.bench.steps_per_epoch == 0:
             self.regulariser.reset()
+        # The update has a closed form only where what leaves the layer leaves the network.
+        last = self._layer_output is outputs
         gradients = self.regulariser.gradients(
             Step(
                 loss,
@@ -167,7 +170,7 @@ class Trajectory:
                 self.slots,
                 self.optimiser,
                 self.count,
-                self._features,
+                self._features if last else None,
                 outputs,
                 targets,
                 self.bench.task.loss.output_gradient,

@@ -80,7 +80,7 @@ def sharpness(
 
     start = np.random.RandomState(0).randn(size)
     image = product(start)
-    shift = float(np.linalg.norm(image) / np.linalg.norm(start))
+    shift = 2 * float(np.linalg.norm(image) / np.linalg.norm(start))
     if not np.isfinite(shift):
         return float("nan")
     if shift == 0:
@@ -88,7 +88,7 @@ def sharpness(
     if size < 3:
         dense = np.stack([product(e) for e in np.eye(size)])
         return float(np.linalg.eigvalsh((dense + dense.T) / 2)[-1])
-    # Shifted by its own size, since ARPACK stops with an error where a Hessian of low rank maps a
+    # Shifted by twice its own size: ARPACK stops with an error where a Hessian of low rank maps a
     # restart to 0.
     operator = LinearOperator(
         (size, size), dtype=np.float64, matvec=lambda v: product(v) + shift * v.ravel()

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from trainables.domain import StabmapError
 from trainables.dynamics.optimisers import Optimiser, Slots
 
 
@@ -152,7 +153,11 @@ def predicted_update(step: Step) -> Tensor:
     sent through the optimiser's own rule, so momentum, Adam and weight decay are in V as they
     will be in the step. Nothing of second order is needed from autograd.
     """
-    assert step.features is not None and step.output_gradient is not None
+    if step.features is None or step.output_gradient is None:
+        raise StabmapError(
+            "the reference variant of the regulariser needs a linear last layer and a loss with a "
+            "closed-form output gradient; use regulariser: closed-form"
+        )
     by_output = step.output_gradient(step.outputs, step.targets).reshape(len(step.outputs), -1)
     gradients = (by_output.T @ step.features, by_output.sum(0))
     moved = []
