@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
 from analysis.map import MAP_FILE, StabilityMap
-from trainables.domain import InputError, Mistake, UnreachableError
+from trainables.domain import InputError, Mistake, StabmapError, UnreachableError
 
 #: Artifact folder of the parent run that holds the map.
 ARTIFACT_FOLDER = "map"
@@ -22,6 +23,12 @@ def default_tracking_uri(folder: Path | None = None) -> str:
     """MLFLOW_TRACKING_URI, or a sqlite file in the user's folder."""
     named = os.environ.get("MLFLOW_TRACKING_URI")
     return named or f"sqlite:///{(folder or home()) / 'mlflow.db'}"
+
+
+def redacted(text: str) -> str:
+    """A text without the user names, passwords and tokens of the addresses in it."""
+    text = re.sub(r"://[^/\s]*@", "://***@", text)
+    return re.sub(r"(?i)((?:password|token)=)[^&\s]*", r"\1***", text)
 
 
 def load_map(sweep: str | Path, tracking_uri: str | None = None) -> StabilityMap:
@@ -67,21 +74,28 @@ def _from_mlflow(run_id: str, tracking_uri: str) -> StabilityMap:
     scheme, _, database = tracking_uri.partition(":///")
     if scheme == "sqlite" and not Path(database).exists():
         # MLflow would create the file; asking a question leaves nothing behind.
-        raise InputError([_no_sweep(run_id, f"no sweep was kept in {tracking_uri}")])
+        raise InputError([_no_sweep(run_id, f"no sweep was kept in {redacted(tracking_uri)}")])
     # A server that is away must be noticed in seconds; the stock settings wait for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    client = MlflowClient(tracking_uri)
+    shown = redacted(tracking_uri)
     try:
+        client = MlflowClient(tracking_uri)
         client.get_run(run_id)
         with tempfile.TemporaryDirectory() as folder:
             local = client.download_artifacts(run_id, f"{ARTIFACT_FOLDER}/{MAP_FILE}", folder)
             return StabilityMap.read_parquet(Path(local))
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise InputError([_no_sweep(run_id, f"no such sweep in {tracking_uri}")]) from error
+            raise InputError([_no_sweep(run_id, f"no such sweep in {shown}")]) from error
         raise UnreachableError(
-            f"MLflow at {tracking_uri} does not answer; start it, or set MLFLOW_TRACKING_URI"
+            f"MLflow at {shown} does not answer; start it, or set MLFLOW_TRACKING_URI"
         ) from error
     except OSError as error:
         raise InputError([_no_sweep(run_id, "the sweep has no results yet")]) from error
+    except StabmapError:
+        raise
+    except Exception as error:  # a scheme without a driver, a file that is no database, ...
+        raise UnreachableError(
+            f"MLflow at {shown} cannot be used ({type(error).__name__}); mend the address"
+        ) from error

@@ -25,6 +25,7 @@ os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is handled here
 import ray
 from ray import tune
 
+from analysis.load import redacted
 from analysis.map import StabilityMap
 from analysis.plot import plot_map
 from sweeps.progress import Progress
@@ -32,7 +33,7 @@ from sweeps.rounds import Rounds
 from sweeps.searcher import PackSearcher
 from sweeps.spec import SweepSpec
 from sweeps.store import Store, unwritable
-from sweeps.tracking import Tracker, redacted, review_command
+from sweeps.tracking import Tracker, review_command
 from trainables.domain import (
     InputError,
     Mistake,
@@ -176,6 +177,7 @@ class _Session:
         self.interrupted = False
         self._begin = time.monotonic()
         self._mapped = 0
+        self._checked = False
 
     def run(self, address: str) -> Outcome:
         """Train until the budget, an interrupt or a failure ends it; keep everything."""
@@ -190,9 +192,11 @@ class _Session:
             self.rounds.finish()
             status = "KILLED" if self.interrupted else "FINISHED"
         finally:
-            if self.rounds.results:
-                stability_map, picture = self._write_map()
-            recorded = self.tracker.close(status)
+            try:
+                if self.rounds.results:
+                    stability_map, picture = self._write_map()
+            finally:
+                recorded = self.tracker.close(status)
         return Outcome(
             sweep,
             self._ending(),
@@ -234,6 +238,9 @@ class _Session:
         self.store.append(result, now)
         self.progress.add(result, trained=True)
         self.tracker.log_point(number, result, now)
+        if not self._checked:  # the first pack begins with the check, and raises if it fails
+            self._checked = True
+            self.tracker.tag("k_check", "k repeated and k doubled agree to the bit")
         if len(self.rounds.results) >= self._mapped + self.spec.search.batch:
             self._mapped = len(self.rounds.results)
             self.tracker.log_map(self._map())
@@ -277,6 +284,8 @@ class _Session:
             ),
         )
         results = tuner.fit()
+        if self.searcher.failure is not None:
+            raise _not_kept(self.searcher.failure, self.spec, len(self.rounds.results))
         if results.errors and not self.interrupted:
             raise _as_stabmap_error(results.errors[0], self.spec, len(self.rounds.results))
 
@@ -367,6 +376,15 @@ def _start_ray(spec: SweepSpec, address: str, scratch: Path) -> None:
             f"address = {address!r}: Ray cannot be reached ({first[:200]}); use --address local, "
             "or start the cluster first"
         ) from error
+
+
+def _not_kept(error: Exception, spec: SweepSpec, points: int) -> StabmapError:
+    """What to say where a result could not be written."""
+    if isinstance(error, OSError):
+        return unwritable(spec, error)
+    return StabmapError(
+        f"a result could not be kept ({type(error).__name__}: {error}); {points} points are kept"
+    )
 
 
 def _as_stabmap_error(error: BaseException, spec: SweepSpec, points: int) -> StabmapError:

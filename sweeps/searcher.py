@@ -40,6 +40,7 @@ class PackSearcher(Searcher):
         self._running: dict[str, dict[int, Point]] = {}
         self._checked = False
         self.closed = False
+        self.failure: Exception | None = None
 
     def suggest(self, trial_id: str) -> Any:
         """The next pack; None to wait for results; FINISHED when there will be no more."""
@@ -86,9 +87,13 @@ class PackSearcher(Searcher):
         waiting = self._running.get(trial_id, {})
         for number, content in result.get("results") or ():
             if number in waiting:  # a pack that was restored reports some points again
-                del waiting[number]
                 found = PointResult.from_dict(content)
-                self._sink(number, found)
+                try:
+                    self._sink(number, found)
+                except Exception as error:  # Tune would log it and go on without the result
+                    self.failure, self.closed = error, True
+                    return
+                del waiting[number]
                 self._rounds.record(number, found)
 
     def on_trial_complete(

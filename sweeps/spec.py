@@ -338,7 +338,7 @@ def _override(raw: dict[str, Any], path: str, value: Any) -> list[Mistake]:
                 )
             ]
         place = inner
-    place[last] = value
+    place[last] = _with_text_keys(value)
     return []
 
 
@@ -443,7 +443,7 @@ def _laws(spec: SweepSpec) -> Iterable[Mistake]:
             yield from _regulariser_laws(spec, by_name["alpha"], training)
     yield from _search_laws(spec, axes)
     yield from _budget_laws(spec)
-    if re.search(r"://[^/]*:[^/]*@", spec.tracking.address or ""):
+    if re.search(r"://[^/]*:[^/]*@|(?i:password|token)=", spec.tracking.address or ""):
         yield Mistake(
             "tracking.address",
             "(hidden)",

@@ -12,7 +12,6 @@ import math
 import os
 import platform
 import queue
-import re
 import subprocess
 import tempfile
 import threading
@@ -24,13 +23,14 @@ from typing import Any
 
 import yaml
 
-from analysis.load import ARTIFACT_FOLDER, default_tracking_uri
-from analysis.map import MAP_FILE, StabilityMap
+from analysis.load import ARTIFACT_FOLDER, default_tracking_uri, redacted
+from analysis.map import EVIDENCE, MAP_FILE, StabilityMap, evidence_frame
 from sweeps.spec import SweepSpec
 from trainables import __version__
 from trainables.domain import AXIS_NAMES, PointResult, UnreachableError
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 _log = logging.getLogger("stabmap")
 
@@ -38,6 +38,9 @@ PARENT_TAG = "mlflow.parentRunId"
 POINT_TAG = "stabmap.point"
 HASH_TAG = "stabmap.spec"
 PACKAGES = ("torch", "ray", "optuna", "mlflow", "numpy")
+#: Failures in a row after which nothing more is sent: a server that is away costs seconds a try,
+#: and the store has everything for the next call.
+PATIENCE = 3
 #: MLflow takes this many metrics in one request.
 BATCH = 1000
 
@@ -45,11 +48,6 @@ BATCH = 1000
 def tracking_uri(spec: SweepSpec) -> str:
     """The address that a sweep writes to."""
     return spec.tracking.address or default_tracking_uri(Path(spec.folder).expanduser())
-
-
-def redacted(uri: str) -> str:
-    """The address without its password."""
-    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", uri)
 
 
 def review_command(uri: str) -> str:
@@ -118,6 +116,7 @@ class Tracker:
         self._experiment_id = self._experiment()
         if known is not None and self._exists(known):
             self.sweep_id = known
+            self._experiment_id = self._client.get_run(known).info.experiment_id
             self._client.update_run(known, status="RUNNING")
             self._children = self._finished_children()
         else:
@@ -190,7 +189,7 @@ class Tracker:
 
     def _finished_children(self) -> dict[str, str]:
         """Points that are recorded in full; half-written runs are taken out."""
-        finished: dict[str, str] = {}
+        runs: list[Any] = []
         token = None
         while True:
             page = self._client.search_runs(
@@ -199,16 +198,23 @@ class Tracker:
                 max_results=1000,
                 page_token=token,
             )
-            for run in page:
-                key = run.data.tags.get(POINT_TAG, "")
-                if run.info.status == "FINISHED" and key not in finished:
-                    finished[key] = run.info.run_id
-                else:
-                    self._client.set_terminated(run.info.run_id, "KILLED")
-                    self._client.delete_run(run.info.run_id)
+            runs += list(page)
             token = page.token
             if not token:
-                return finished
+                break
+        finished: dict[str, str] = {}
+        for run in runs:  # only now: deleting while paging would skip some
+            key = run.data.tags.get(POINT_TAG, "")
+            if run.info.status == "FINISHED" and key not in finished:
+                finished[key] = run.info.run_id
+            else:
+                self._client.set_terminated(run.info.run_id, "KILLED")
+                self._client.delete_run(run.info.run_id)
+        return finished
+
+    def tag(self, key: str, value: str) -> None:
+        """Put a tag on the parent run."""
+        self._submit(lambda: self._client.set_tag(self.sweep_id, key, value))
 
     def log_point(self, number: int, result: PointResult, finished_at: float) -> None:
         """Record a point, unless it is recorded already."""
@@ -282,12 +288,20 @@ class Tracker:
         self._tasks.put(task)
 
     def _work(self) -> None:
+        failures = 0
         while (task := self._tasks.get()) is not None:
+            if failures >= PATIENCE:
+                self.missed += 1
+                continue
             try:
                 task()
+                failures = 0
             except Exception as error:  # the record must never stop the sweep
                 self.missed += 1
-                _log.warning("MLflow did not take a record: %s", str(error).splitlines()[:1])
+                failures += 1
+                _log.warning(
+                    "MLflow did not take a record: %s", redacted(str(error).split("\n")[0])
+                )
 
     def close(self, status: str) -> bool:
         """Write what is waiting and end the parent run.
@@ -305,7 +319,7 @@ class Tracker:
             self._client.set_terminated(self.sweep_id, status)
         except Exception as error:
             self.missed += 1
-            _log.warning("MLflow did not take a record: %s", str(error).splitlines()[:1])
+            _log.warning("MLflow did not take a record: %s", redacted(str(error).split("\n")[0]))
         return self.missed == 0
 
 
@@ -321,7 +335,8 @@ def _metrics(result: PointResult, now: int) -> Iterable[Any]:
         "margin_bounded": verdict.margins.bounded,
         "decided_step": verdict.step,
     }
-    values |= dict(first.evidence)
+    row = evidence_frame([(0, result)]).iloc[0]  # the same medians as in the map
+    values |= {name: row[name] for name in EVIDENCE}
     for name, value in values.items():
         if value is not None and math.isfinite(value):
             yield Metric(name, float(value), now, 0)

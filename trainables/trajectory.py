@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ def deterministic(device: str) -> Iterator[None]:
     if device.startswith("cuda"):
         require_gpu(device)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    limits = ExitStack()
     threads = torch.get_num_threads()
     strict = torch.are_deterministic_algorithms_enabled()
     lenient = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -36,16 +37,28 @@ def deterministic(device: str) -> Iterator[None]:
     cudnn = torch.backends.cudnn
     flags = (cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32)
     try:
+        limits.enter_context(_one_blas_thread())
         torch.set_num_threads(1)
         torch.use_deterministic_algorithms(True)
         torch.set_float32_matmul_precision("highest")
         cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = True, False, False
         yield
     finally:
+        limits.close()
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(strict, warn_only=lenient)
         torch.set_float32_matmul_precision(precision)
         cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = flags
+
+
+def _one_blas_thread() -> AbstractContextManager[Any]:
+    """Limit numpy's and scipy's own threads, which show in the last bits of a sharpness."""
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:  # a bare GPU machine, which has no scipy to measure a sharpness with
+        return nullcontext()
+    limits: AbstractContextManager[Any] = threadpool_limits(1)
+    return limits
 
 
 def require_gpu(device: str) -> None:

@@ -43,7 +43,8 @@ class PackTrainable(tune.Trainable):
         training = Training(**config["training"])
         points = [Point(*values) for values in config["points"]]
         if config.get("check"):
-            check_reproducible(points[0], task, training)
+            # The smallest rate: a training that blows up at once would prove little.
+            check_reproducible(min(points), task, training)
         self._numbers = list(config["numbers"])
         self._pack = PackRun(points, task, training)
 

@@ -180,16 +180,13 @@ def _oscillation_margin(seen: Observations, evidence: Evidence) -> float:
     share = rise / travelled if travelled else 0.0
     upward = rise / (len(moves) * max(float(np.median(loss)), 1e-300))
     evidence["upward"] = upward
-    # An oscillation that fades within the window is damped: momentum about a minimum of loss 0
-    # rises by much of its loss in every swing, while that loss dies out.
-    tenth = max(len(moves) // 5, 1)
-    early, late = (float(np.maximum(m, 0).sum()) for m in (moves[:tenth], moves[-tenth:]))
-    if late < early:
-        upward *= late / early
     evidence["upward_share"] = share
     if share <= UPWARD_SHARE or upward == 0:
         return 1.0
-    return float(np.clip(math.log10(UPWARD / upward) / 4, -1.0, 1.0))
+    # A loss that falls tenfold and more within the window is settling, whatever its ripples:
+    # momentum about a minimum of loss 0 rises by much of its loss in every swing.
+    settling = -_growth(seen) / LN10 - 1.0
+    return float(np.clip(max(math.log10(UPWARD / upward) / 4, settling), -1.0, 1.0))
 
 
 def _sharpness_margin(seen: Observations, evidence: Evidence) -> float:
