@@ -24,8 +24,9 @@ from trainables.domain import (
     nearest,
     replicate_seed,
 )
-from trainables.dynamics.curvature import adam_scaling, sharpness, stability_ratio
+from trainables.dynamics.curvature import sharpness
 from trainables.dynamics.distance import rel_l1
+from trainables.dynamics.thresholds import adam_scaling, stability_ratio
 from trainables.tasks import Task, get_task
 from trainables.trajectory import Bench, Trajectory, deterministic
 from trainables.verdict import EXPLOSION, Observations, judge
