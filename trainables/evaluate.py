@@ -171,7 +171,7 @@ class ReplicateRun:
                 self.bench.targets64,
                 scaling,
                 decay,
-            )
+            ).value
             ratios.append(stability_ratio(optimiser, top))
         return ratios
 

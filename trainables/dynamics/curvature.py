@@ -1,44 +1,98 @@
-"""Sharpness: the top Hessian eigenvalue of the training loss."""
+"""Curvature of a loss at given parameters: sharpness, Hessian trace, curvature along a direction.
+
+Every estimator says what it found, how far off that may be, and how many gradient evaluations it
+cost; it never costs more than its budget.
+"""
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import NormalDist
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from trainables.domain import StabmapError
+from trainables.domain import InputError, Mistake, StabmapError
 
-#: Residual asked of Lanczos, relative; the eigenvalue itself is then good to about four digits.
-TOLERANCE = 1e-3
+Array = NDArray[np.float64]
+Loss = Callable[[Tensor, Tensor], Tensor]
+Products = Literal["exact", "difference"]
+
+#: Gradient evaluations that one Hessian-vector product counts for. An exact one is a backward pass
+#: through the graph of the gradient: twice the gradient's matrix products at most, and measured at
+#: 0.4 to 1.9 gradients on the built-in tasks (`benchmarks/curvature.py` prints it for one network).
+#: The larger number is counted, so that a budget is never exceeded.
+PRICE: dict[Products, int] = {"exact": 2, "difference": 1}
+
+ROUNDOFF = float(np.finfo(np.float64).eps)
+
+#: Length of the random numbers that a start is mixed with, over the length of the start.
+NOISE = 0.1
+
+#: Probability that the error of `sharpness` bounds the truth, where the caller names none.
+CONFIDENCE = 0.999
 
 
-class _Mean(nn.Module):
-    """A loss as curvlinops wants it: a callable that says how it reduces."""
+@dataclass(frozen=True)
+class Estimate:
+    """A curvature, and what is known of it.
 
-    reduction = "mean"
+    Attributes:
+        value: the estimate; NaN where the Hessian is not finite.
+        error: how far the truth may lie from it; each estimator says in which sense.
+        gradients: gradient evaluations spent, the loss's own gradient included; a product counts as
+            `PRICE` says.
+        vector: the direction that `value` belongs to, (parameters,), of length 1, where there is
+            one. A good start for the same measurement a few steps later.
+    """
 
-    def __init__(self, value: Callable[[Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.value = value
+    value: float
+    error: float
+    gradients: int
+    vector: Array | None = field(default=None, repr=False, compare=False)
 
-    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        loss: Tensor = self.value(outputs, targets)
-        return loss
+
+# --------------------------------------------------------------------------- estimators
 
 
 def sharpness(
     module: nn.Module,
-    loss: Callable[[Tensor, Tensor], Tensor],
+    loss: Loss,
     inputs: Tensor,
     targets: Tensor,
-    scaling: NDArray[np.float64] | None = None,
+    scaling: Array | None = None,
     decay: float = 0.0,
-) -> float:
-    """Largest eigenvalue of D (H + decay I) D, with H the Hessian of the full-batch loss.
+    *,
+    rtol: float = 1e-3,
+    confidence: float | None = CONFIDENCE,
+    budget: int = 128,
+    start: Array | Literal["random", "gradient"] = "random",
+    seed: int = 0,
+    products: Products = "exact",
+) -> Estimate:
+    """Largest (most positive) eigenvalue of D (H + decay I) D, H the Hessian of the loss.
 
-    Lanczos (scipy) on curvlinops' Hessian-vector products.
+    Lanczos with full reorthogonalisation. The value never exceeds the truth but for rounding. The
+    error is one of two:
+
+    - With a `confidence`, the truth lies in [value, value + error] with that probability over the
+      random part of the start, whatever the matrix: a larger eigenvalue would have shown, unless
+      the start were almost blind to it (van Dorsselaer, Hochstenbach and van der Vorst 2000).
+    - Without, `error` is the residual ||A v - value v||: some eigenvalue lies within it. That this
+      is the largest one is likely, not certain: two eigenvalues a few percent apart are sometimes
+      taken for one, and an eigenvector of a smaller eigenvalue as `start` looks converged at once.
+      Takes about two thirds of the products, with a good start far fewer. Where the budget ends
+      the search before `rtol` is reached, the error is the bound, at a confidence of 0.999.
+
+    So `error <= rtol * abs(value)` says that the tolerance was reached.
 
     Args:
         module: the network at the parameters in question, float64.
@@ -48,15 +102,218 @@ def sharpness(
         scaling: diagonal of D, (parameters,); None for the identity. P^(-1/2) gives the
             preconditioned sharpness of Adam (Cohen et al. 2022).
         decay: coupled weight decay that the preconditioner scales too; 0 elsewhere.
+        rtol: stop where the error is at most this share of the value.
+        confidence: probability that the error bounds the truth; None for the residual.
+        budget: gradient evaluations that may be spent, at least 1 + the price of a product.
+        start: `random`; `gradient`, which has much of the top eigenvector while training oscillates
+            along it; or a direction, (parameters,), in the coordinates of D H D, such as the
+            `vector` of an earlier estimate. Random numbers of a tenth of its length are added to
+            either, so that a direction without the top eigenvector cannot hide it for good.
+        seed: of the random numbers. The same seed gives the same bits.
+        products: `exact`, or `difference` for a difference of two gradients, which costs one
+            gradient. That is only for losses with two smooth derivatives: each kink of a ReLU or an
+            absolute error that lies between the two points adds curvature that is not there.
 
     Returns:
-        The most positive eigenvalue; NaN where the Hessian is not finite.
+        The eigenvalue; `vector` is its eigenvector in the coordinates of D H D.
 
     Raises:
+        InputError: an argument breaks its law.
         StabmapError: curvlinops is not installed.
     """
-    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+    parameters = _parameters(module)
+    size = sum(p.numel() for p in parameters)
+    _refuse(
+        *_product_mistakes(products, parameters, budget, least=1),
+        *_vector_mistakes("scaling", scaling, size),
+        *_start_mistakes(start, size),
+        *_range_mistakes(rtol, confidence),
+    )
+    curvature = _Curvature(module, loss, inputs, targets, products, scaling, decay)
+    first = noise = np.random.default_rng(seed).standard_normal(size)
+    if not isinstance(start, str) or start == "gradient":
+        known = curvature.gradient if isinstance(start, str) else start
+        first = noise + float(np.linalg.norm(noise)) / NOISE * _unit(known)
+    lanczos = _Lanczos(first)
+    # A normal number exceeds this in size with the probability asked for; the known part of the
+    # start only helps.
+    least = NormalDist().inv_cdf(1 - (CONFIDENCE if confidence is None else confidence) / 2)
+    overlap = least / float(np.linalg.norm(first))
+    while True:
+        image = curvature.product(lanczos.basis[-1])
+        if not math.isfinite(np.linalg.norm(image)):
+            return _unknown(curvature)
+        lanczos.extend(image)
+        value, residual, weights = lanczos.top()
+        whole = lanczos.exhausted
+        error = residual if whole or confidence is None else lanczos.bound(overlap) - value
+        error += lanczos.unevenness
+        if whole or error <= rtol * abs(value):
+            break
+        if curvature.spent + PRICE[products] > budget:
+            error = lanczos.bound(overlap) - value + lanczos.unevenness
+            break
+    vector = sum(w * q for w, q in zip(weights, lanczos.basis, strict=False))
+    return Estimate(value, error, curvature.spent, np.asarray(vector))
 
+
+def hessian_trace(
+    module: nn.Module,
+    loss: Loss,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    budget: int = 61,
+    seed: int = 0,
+    products: Products = "exact",
+) -> Estimate:
+    """Trace of the Hessian of the loss, by Hutch++ (Meyer, Musco, Musco and Woodruff 2021).
+
+    A third of the products finds the directions in which the Hessian is large, a third takes the
+    trace there exactly, and the rest estimates what is left with random signs. Unbiased, and exact
+    where the rank is at most a third of the products. With as many products as parameters the
+    diagonal itself is added up. All of the budget is spent, but for what would not make a product.
+
+    Args:
+        module: the network at the parameters in question, float64.
+        loss: mean loss of (outputs, targets).
+        inputs: all inputs.
+        targets: all targets.
+        budget: gradient evaluations that may be spent, at least 1 + four products.
+        seed: of the random numbers. The same seed gives the same bits.
+        products: as for `sharpness`.
+
+    Returns:
+        The trace; `error` is its standard error over the random signs, 0 where none were needed.
+
+    Raises:
+        InputError: an argument breaks its law.
+        StabmapError: curvlinops is not installed.
+    """
+    parameters = _parameters(module)
+    _refuse(*_product_mistakes(products, parameters, budget, least=4))
+    curvature = _Curvature(module, loss, inputs, targets, products)
+    count = (budget - 1) // PRICE[products]
+    if curvature.size <= count:
+        trace = float(sum(curvature.product(unit) @ unit for unit in np.eye(curvature.size)))
+        return (
+            Estimate(trace, 0.0, curvature.spent) if math.isfinite(trace) else _unknown(curvature)
+        )
+    random = np.random.default_rng(seed)
+
+    def signs() -> Array:
+        return random.choice([-1.0, 1.0], curvature.size)
+
+    sketch = np.stack([curvature.product(signs()) for _ in range(count // 3)], axis=1)
+    if not np.isfinite(sketch).all():
+        return _unknown(curvature)
+    basis = np.linalg.qr(sketch)[0]
+    inside = float(sum(curvature.product(column) @ column for column in basis.T))
+    rest = []
+    for _ in range(count - 2 * (count // 3)):
+        probe = signs()
+        probe -= basis @ (basis.T @ probe)
+        rest.append(curvature.product(probe) @ probe)
+    error = float(np.std(rest, ddof=1)) / math.sqrt(len(rest))
+    value = inside + float(np.mean(rest))
+    return Estimate(value, error, curvature.spent) if math.isfinite(value) else _unknown(curvature)
+
+
+def directional_sharpness(
+    module: nn.Module,
+    loss: Loss,
+    inputs: Tensor,
+    targets: Tensor,
+    direction: Array,
+    *,
+    products: Products = "exact",
+) -> Estimate:
+    """Curvature along a direction, d^T H d / d^T d, for one product.
+
+    Along the gradient g of a batch it foretells what a step of gradient descent gains: the loss
+    falls by lr ||g||^2 (1 - lr s / 2), so a step descends where lr s < 2.
+
+    Args:
+        module: the network at the parameters in question, float64.
+        loss: mean loss of (outputs, targets).
+        inputs: all inputs, or those of a batch.
+        targets: their targets.
+        direction: (parameters,), in the order of `module.parameters()`: a gradient, an update.
+        products: as for `sharpness`.
+
+    Returns:
+        The curvature; `vector` is the direction, of length 1. `error` is the size of the rounding
+        error; with `difference` the step adds about 1e-8 of the third derivative to it.
+
+    Raises:
+        InputError: the direction is zero, not finite or of the wrong shape.
+        StabmapError: curvlinops is not installed.
+    """
+    parameters = _parameters(module)
+    _refuse(
+        *_product_mistakes(products, parameters, 1 + PRICE.get(products, 0), least=1),
+        *_start_mistakes(direction, sum(p.numel() for p in parameters), "direction"),
+    )
+    curvature = _Curvature(module, loss, inputs, targets, products)
+    unit = _unit(direction)
+    image = curvature.product(unit)
+    if not np.isfinite(image).all():
+        return _unknown(curvature)
+    # What was rounded: the product itself, or gradients that were then divided by a small step.
+    rounded = image if products == "exact" else curvature.gradient / curvature.step
+    error = ROUNDOFF * math.sqrt(curvature.size) * float(np.linalg.norm(rounded))
+    return Estimate(float(unit @ image), error, curvature.spent, unit)
+
+
+# --------------------------------------------------------------------------- products
+
+
+class _Curvature:
+    """The loss's gradient and products with D (H + decay I) D; counts what they cost."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Loss,
+        inputs: Tensor,
+        targets: Tensor,
+        products: Products,
+        scaling: Array | None = None,
+        decay: float = 0.0,
+    ) -> None:
+        self.size = sum(p.numel() for p in _parameters(module))
+        self.scale = scaling
+        self.decay = decay
+        self.price = PRICE[products]
+        make = _kept_graph if products == "exact" else _differences
+        gradient, self._hessian, self.step = make(module, loss, inputs, targets)
+        self.gradient = self._scaled(gradient)
+        self.spent = 1
+
+    def product(self, vector: Array) -> Array:
+        """D (H + decay I) D times a vector."""
+        self.spent += self.price
+        inner = self._scaled(vector)
+        image = self._hessian(inner)
+        return self._scaled(image + self.decay * inner if self.decay else image)
+
+    def _scaled(self, vector: Array) -> Array:
+        return vector if self.scale is None else self.scale * vector
+
+
+def _unknown(curvature: _Curvature) -> Estimate:
+    return Estimate(math.nan, math.nan, curvature.spent)
+
+
+_Made = tuple[Array, Callable[[Array], Array], float]
+
+
+def _kept_graph(module: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) -> _Made:
+    """Gradient, and exact products through its graph, which is built once.
+
+    curvlinops' own product builds the graph anew for each vector and pushes the vector forward
+    through it, for three to four gradients. Its operator remains, with the product replaced.
+    """
     try:
         from curvlinops import HessianLinearOperator
     except ImportError as error:
@@ -65,43 +322,238 @@ def sharpness(
             "sharpness: false and live without the sharpness criterion"
         ) from error
 
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    hessian = HessianLinearOperator(
+    parameters = _parameters(module)
+    gradients = torch.autograd.grad(
+        loss(module(inputs), targets), parameters, create_graph=True, materialize_grads=True
+    )
+    # A gradient that does not depend on the parameters has no graph, and no curvature.
+    curved = [i for i, gradient in enumerate(gradients) if gradient.requires_grad]
+
+    class KeptGraph(HessianLinearOperator):  # type: ignore[misc]
+        def _matmat_batch(self, X: Any, y: Any, M: list[Tensor]) -> list[Tensor]:
+            if not curved:
+                return [torch.zeros_like(m) for m in M]
+            columns = [
+                torch.autograd.grad(
+                    [gradients[i] for i in curved],
+                    parameters,
+                    [M[i][..., column] for i in curved],
+                    retain_graph=True,
+                    materialize_grads=True,
+                )
+                for column in range(M[0].shape[-1])
+            ]
+            return [torch.stack(parts, -1) for parts in zip(*columns, strict=True)]
+
+    operator = KeptGraph(
         module, _Mean(loss), parameters, [(inputs, targets)], check_deterministic=False
     ).to_scipy()
-    size = hessian.shape[0]
-    scale = np.ones(size) if scaling is None else scaling
+    return _row(gradients), lambda vector: np.asarray(operator @ vector), 0.0
 
-    def product(vector: NDArray[np.float64]) -> NDArray[np.float64]:
-        inner = scale * vector.ravel()
-        return np.asarray(scale * (hessian @ inner + decay * inner), dtype=np.float64)
 
-    start = np.random.RandomState(0).randn(size)
-    image = product(start)
-    shift = 2 * float(np.linalg.norm(image) / np.linalg.norm(start))
-    if not np.isfinite(shift):
-        return float("nan")
-    if shift == 0:
-        return 0.0
-    if size < 3:
-        dense = np.stack([product(e) for e in np.eye(size)])
-        return float(np.linalg.eigvalsh((dense + dense.T) / 2)[-1])
-    # Shifted by twice its own size: ARPACK stops with an error where a Hessian of low rank maps a
-    # restart to 0.
-    operator = LinearOperator(
-        (size, size), dtype=np.float64, matvec=lambda v: product(v) + shift * v.ravel()
-    )
-    try:
-        top = eigsh(
-            operator,
-            k=1,
-            which="LA",
-            tol=TOLERANCE,
-            v0=start,
-            ncv=min(size, 8),
-            return_eigenvectors=False,
-            rng=np.random.default_rng(0),
+def _differences(module: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) -> _Made:
+    """Gradient, and products as the difference of two gradients a small step apart."""
+    names = [name for name, p in module.named_parameters() if p.requires_grad]
+    here = [p.detach() for p in _parameters(module)]
+    sizes = [p.numel() for p in here]
+
+    def gradient(shift: Array) -> Array:
+        parts = torch.split(torch.from_numpy(shift), sizes)
+        moved = [
+            (p + part.view_as(p).to(p.device)).requires_grad_()
+            for p, part in zip(here, parts, strict=True)
+        ]
+        outputs = functional_call(module, dict(zip(names, moved, strict=True)), (inputs,))
+        value = loss(outputs, targets)
+        return _row(torch.autograd.grad(value, moved, materialize_grads=True))
+
+    base = gradient(np.zeros(sum(sizes)))
+    # The square root of the roundoff balances rounding against the third derivative.
+    length = math.sqrt(ROUNDOFF) * (1 + float(np.linalg.norm(_row(here))))
+
+    def product(vector: Array) -> Array:
+        norm = float(np.linalg.norm(vector))
+        if norm == 0 or not math.isfinite(norm):
+            return norm * vector
+        step = length / norm
+        with np.errstate(invalid="ignore"):  # infinity less infinity is a result, NaN
+            return np.asarray((gradient(step * vector) - base) / step)
+
+    return base, product, length
+
+
+class _Mean(nn.Module):
+    """A loss as curvlinops wants it: a callable that says how it reduces."""
+
+    reduction = "mean"
+
+    def __init__(self, value: Loss) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.value(outputs, targets)
+
+
+def _parameters(module: nn.Module) -> list[nn.Parameter]:
+    return [p for p in module.parameters() if p.requires_grad]
+
+
+def _row(tensors: Any) -> Array:
+    flat = torch.cat([t.detach().reshape(-1) for t in tensors])
+    return np.asarray(flat.cpu().numpy(), dtype=np.float64)
+
+
+def _unit(vector: Array) -> Array:
+    """The vector's direction with length 1; zeros where it has none."""
+    peak = float(np.abs(vector).max())  # first, so that squares neither vanish nor overflow
+    if peak == 0 or not math.isfinite(peak):
+        return np.zeros_like(vector)
+    scaled = vector / peak
+    return np.asarray(scaled / np.linalg.norm(scaled))
+
+
+# --------------------------------------------------------------------------- Lanczos
+
+
+class _Lanczos:
+    """Orthonormal basis of a symmetric matrix's Krylov space, and the matrix in that basis.
+
+    In that basis the matrix is tridiagonal. All basis vectors are kept, and each new one is made
+    orthogonal to all of them: without that, rounding brings found eigenvalues back as copies.
+    """
+
+    def __init__(self, first: Array) -> None:
+        self.basis = [first / np.linalg.norm(first)]
+        self.diagonal: list[float] = []
+        self.beside: list[float] = []
+        self._stray = 0.0
+
+    def extend(self, image: Array) -> None:
+        """Take in the matrix's product with the newest basis vector."""
+        newest = self.basis[-1]
+        along = float(newest @ image)
+        image = image - along * newest
+        if self.beside:
+            image -= self.beside[-1] * self.basis[-2]
+        for old in self.basis:
+            # 0 if products were exact and symmetric, so its size says how far they are from that.
+            stray = float(old @ image)
+            image -= stray * old
+            self._stray = max(self._stray, abs(stray))
+        self.diagonal.append(along)
+        self.beside.append(float(np.linalg.norm(image)))
+        if not self.exhausted:
+            self.basis.append(image / self.beside[-1])
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the basis spans everything that can be reached from the first vector."""
+        size = max(map(abs, [*self.diagonal, *self.beside]))
+        nothing = self.beside[-1] <= ROUNDOFF * size
+        return nothing or len(self.diagonal) == len(self.basis[0])
+
+    @property
+    def unevenness(self) -> float:
+        """How much inexact products may have moved an eigenvalue."""
+        return self._stray * len(self.diagonal)
+
+    def top(self) -> tuple[float, float, Array]:
+        """Largest eigenvalue in the basis, its residual, its eigenvector's coefficients."""
+        inner = self.beside[:-1]
+        values, vectors = np.linalg.eigh(
+            np.diag(self.diagonal) + np.diag(inner, 1) + np.diag(inner, -1)
         )
-    except ArpackNoConvergence as error:
-        top = error.eigenvalues if len(error.eigenvalues) else [float("nan")]
-    return float(top[0]) - shift
+        residual = self.beside[-1] * abs(float(vectors[-1, -1]))
+        return float(values[-1]), residual, vectors[:, -1]
+
+    def bound(self, overlap: float) -> float:
+        """Largest eigenvalue that a first vector with this overlap can have failed to show.
+
+        Basis vector j is p_j(A) times the first one, p_j the Lanczos polynomials, so its overlap
+        with an eigenvector of eigenvalue x is p_j(x) times the first one's, and all of these
+        overlaps squared add up to at most 1. Above the top of the basis p_j(x) only grows.
+
+        Args:
+            overlap: cosine of the angle between first vector and eigenvector, at least.
+        """
+        value, residual, _ = self.top()
+        if self.beside[-1] == 0:
+            return value
+
+        def excess(x: float) -> float:
+            """Logarithm of that sum over what is allowed, by ratios, which do not overflow."""
+            logarithm, ratio, before = 0.0, 1.0, 0.0
+            terms = [logarithm]
+            for along, beside in zip(self.diagonal, self.beside, strict=True):
+                ratio = (x - along - before / ratio) / beside
+                if ratio <= 0:  # x is the top itself, but for rounding
+                    break
+                logarithm += 2 * math.log(ratio)
+                terms.append(logarithm)
+                before = beside
+            return float(np.logaddexp.reduce(terms)) + 2 * math.log(overlap)
+
+        if excess(value) >= 0:
+            return value
+        width = max(residual, ROUNDOFF * self.beside[-1], sys.float_info.min)
+        while excess(value + width) < 0:
+            width *= 2
+        return float(brentq(excess, value, value + width, rtol=1e-12))
+
+
+# --------------------------------------------------------------------------- laws
+
+
+def _refuse(*mistakes: Mistake) -> None:
+    if mistakes:
+        raise InputError(mistakes)
+
+
+def _product_mistakes(
+    products: str, parameters: list[nn.Parameter], budget: int, least: int
+) -> list[Mistake]:
+    if products not in PRICE:
+        law = "must be one of exact, difference"
+        return [Mistake("products", products, law, "choose one")]
+    mistakes = []
+    if products == "difference" and any(p.dtype != torch.float64 for p in parameters):
+        kinds = ", ".join(sorted({str(p.dtype) for p in parameters}))
+        law = "a difference of gradients needs float64 parameters"
+        mistakes.append(Mistake("module", kinds, law, "convert the module with .double()"))
+    price = PRICE["exact" if products == "exact" else "difference"]
+    if not budget >= 1 + least * price:
+        what = "one product" if least == 1 else f"{least} products"
+        law = f"the gradient and {what} cost {1 + least * price} gradient evaluations"
+        mistakes.append(Mistake("budget", budget, law, "raise it"))
+    return mistakes
+
+
+def _vector_mistakes(name: str, vector: Array | None, size: int) -> list[Mistake]:
+    if vector is None or np.shape(vector) == (size,):
+        return []
+    law = f"one number for each of the {size} trained parameters, in one row"
+    return [Mistake(name, np.shape(vector), law, f"give an array of shape ({size},)")]
+
+
+def _start_mistakes(start: Array | str, size: int, name: str = "start") -> list[Mistake]:
+    if isinstance(start, str):
+        words = ("random", "gradient") if name == "start" else ()
+        law = f"must be {', '.join(words)}{' or ' if words else ''}an array"
+        known = start in words
+        return [] if known else [Mistake(name, start, law, "choose one")]
+    mistakes = _vector_mistakes(name, start, size)
+    if not mistakes and (not np.isfinite(start).all() or not np.any(start)):
+        what = "0" if np.isfinite(start).all() else "not finite"
+        mistakes = [Mistake(name, what, "a direction must be finite and not 0", "give another")]
+    return mistakes
+
+
+def _range_mistakes(rtol: float, confidence: float | None) -> list[Mistake]:
+    mistakes = []
+    if not rtol > 0:
+        mistakes.append(Mistake("rtol", rtol, "must be > 0", "give a share such as 0.01"))
+    if confidence is not None and not 0 < confidence < 1:
+        law = "a probability, 0 < confidence < 1, or None"
+        mistakes.append(Mistake("confidence", confidence, law, "give a number such as 0.99"))
+    return mistakes
