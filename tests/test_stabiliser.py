@@ -14,9 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
-
-from trainables.domain import Point, StabmapError, Training
-from trainables.dynamics.optimisers import Optimiser
 from trainables.dynamics.stabiliser import (
     VARIANTS,
     ClosedForm,
@@ -28,6 +25,9 @@ from trainables.dynamics.stabiliser import (
     largest_singular_value,
     one_step_matrix,
 )
+
+from trainables.domain import Point, StabmapError, Training
+from trainables.dynamics.optimisers import Optimiser
 from trainables.losses import (
     ABSOLUTE_ERROR,
     CROSS_ENTROPY,
