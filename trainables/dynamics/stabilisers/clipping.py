@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from trainables.dynamics.layers import as_matrix, largest_singular_value
+from trainables.dynamics.layers import largest_singular_value
 from trainables.dynamics.stabilisers.base import Action, Setting, Stabiliser, Step
 
 
@@ -65,13 +65,8 @@ class _ClipSpectralNorm(Action):
         self.alpha = alpha
 
     def gradients(self, step: Step) -> tuple[Tensor, ...]:
-        return tuple(
-            clip_factor(
-                largest_singular_value(
-                    as_matrix([g.reshape(len(g), -1) if g.ndim else g.reshape(1, 1)])
-                ),
-                self.alpha,
-            )
-            * g
-            for g in step.plain_gradients()
-        )
+        return tuple(self._clipped(g) for g in step.plain_gradients())
+
+    def _clipped(self, gradient: Tensor) -> Tensor:
+        rows = gradient.reshape(gradient.shape[0] if gradient.ndim > 1 else 1, -1)
+        return clip_factor(largest_singular_value(rows), self.alpha) * gradient

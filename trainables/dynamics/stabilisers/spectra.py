@@ -19,7 +19,7 @@ from trainables.dynamics.stabilisers.base import Action, Setting, Stabiliser
 from trainables.options import flag, whole
 
 
-def soft_spectral_clip(update: Tensor, alpha: float, iterations: int = 20) -> Tensor:
+def soft_spectral_clip(update: Tensor, alpha: float, iterations: int | None = None) -> Tensor:
     """H(U) = (I + alpha^2 U U^T)^(-1/2) U, so that no singular value exceeds 1 / alpha.
 
     The inverse root comes from coupled Newton-Schulz iterations on the Gram matrix of the smaller
@@ -28,9 +28,10 @@ def soft_spectral_clip(update: Tensor, alpha: float, iterations: int = 20) -> Te
     Args:
         update: m x n.
         alpha: 1 / c, > 0.
-        iterations: Newton-Schulz iterations. The eigenvalue of the smallest singular value grows
-            by 9/4 an iteration until it is near 1, so about 4 + 1.25 ln(1 + alpha^2 sigma_1^2)
-            are needed.
+        iterations: Newton-Schulz iterations. None takes as many as all singular values need: the
+            smallest eigenvalue of the scaled Gram matrix grows by 9/4 an iteration until it is
+            near 1. The paper's program makes 10, which leaves small singular values far off where
+            alpha sigma_1 exceeds 10.
 
     Returns:
         A matrix like `update`; NaN where it is not finite.
@@ -38,7 +39,7 @@ def soft_spectral_clip(update: Tensor, alpha: float, iterations: int = 20) -> Te
     Raises:
         InputError: not a matrix, alpha <= 0, or fewer than one iteration.
     """
-    mistakes = [*whole("iterations", iterations, 1)]
+    mistakes = [] if iterations is None else [*whole("iterations", iterations, 1)]
     if update.ndim != 2:
         mistakes.append(Mistake("update", tuple(update.shape), "m x n", "reshape it"))
     if not 0 < alpha < math.inf:
@@ -52,10 +53,15 @@ def soft_spectral_clip(update: Tensor, alpha: float, iterations: int = 20) -> Te
     identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     bound = 1 + torch.minimum(gram.abs().sum(1).max(), torch.linalg.matrix_norm(gram))
     y, z = (identity + gram) / bound, identity
-    for _ in range(iterations):
+    for _ in range(_needed(bound) if iterations is None else iterations):
         t = 1.5 * identity - 0.5 * (z @ y)
         y, z = y @ t, t @ z
     return (z @ update) / torch.sqrt(bound)
+
+
+def _needed(bound: Tensor) -> int:
+    size = float(bound)
+    return 6 + math.ceil(math.log(size, 9 / 4)) if math.isfinite(size) else 1
 
 
 @dataclass(frozen=True)
@@ -65,22 +71,21 @@ class Spectra(Stabiliser):
     A bias is scaled by 1 / sqrt(1 + alpha^2 ||u||^2), which is the same for a single column.
 
     Args:
-        iterations: Newton-Schulz iterations; the paper's program makes 10, which leaves small
-            singular values unconverged once alpha sigma_1 exceeds about 10.
+        iterations: Newton-Schulz iterations; None takes as many as needed, 10 repeats the paper's
+            program (`soft_spectral_clip`).
         aspect: multiply weights' directions by sqrt(max(1, outputs / inputs)), as the program
             does. False keeps the map continuous at alpha = 0.
     """
 
-    iterations: int = 20
+    iterations: int | None = None
     aspect: bool = False
 
     name: ClassVar[str] = "spectra"
 
     def __post_init__(self) -> None:
-        mistakes = [
-            *whole("stabiliser.iterations", self.iterations, 1, 100),
-            *flag("stabiliser.aspect", self.aspect),
-        ]
+        mistakes = [*flag("stabiliser.aspect", self.aspect)]
+        if self.iterations is not None:
+            mistakes += whole("stabiliser.iterations", self.iterations, 1, 100)
         if mistakes:
             raise InputError(mistakes)
 
