@@ -93,7 +93,8 @@ class SpikeControl(Action):
         square = self._mean(f"{key}.square", norm * norm, options.square_decay)
         if norm == 0:
             return gradient
-        return gradient / norm * (mean / (torch.sqrt(square) + EPS))
+        controlled: Tensor = gradient / norm * (mean / (torch.sqrt(square) + EPS))
+        return controlled
 
     def _mean(self, key: str, value: Tensor, decay: float) -> Tensor:
         """Running mean of a scalar, corrected for its start at 0."""
