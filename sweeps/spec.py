@@ -49,6 +49,12 @@ def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _stabiliser(value: Any) -> Any:
+    """Options without a name are those of the stability regulariser."""
+    value = _named(value)
+    return {"name": "stability", **value} if isinstance(value, dict) else value
+
+
 def _fixed(value: Any) -> Any:
     number = isinstance(value, (int, float, str)) and not isinstance(value, bool)
     return {"value": value} if number else value
@@ -140,7 +146,7 @@ class SweepSpec(_Part):
     decay: DecayName | None = None
     beta2: float | None = None
     eps: float | None = None
-    stabiliser: Annotated[NamedPart, BeforeValidator(_named)] = NamedPart(name="stability")
+    stabiliser: Annotated[NamedPart, BeforeValidator(_stabiliser)] = NamedPart(name="stability")
     sharpness: bool = True
     lyapunov: bool = True
     search: SearchPart = SearchPart()
@@ -152,8 +158,14 @@ class SweepSpec(_Part):
     @cached_property
     def training(self) -> Training:
         """How every point is trained."""
+        from trainables.dynamics.stabilisers import get_stabiliser, options_of
+
         settings = {f.name: getattr(self, f.name) for f in fields(Training)}
-        return Training(**{**settings, "stabiliser": self.stabiliser.model_dump()})
+        named = self.stabiliser.model_dump()
+        settings["stabiliser"] = named
+        if isinstance(named["name"], str):
+            settings["stabiliser"] = options_of(get_stabiliser(**named))
+        return Training(**settings)
 
     @cached_property
     def space(self) -> tuple[Axis, ...]:
@@ -208,10 +220,8 @@ class SweepSpec(_Part):
 
     def _trained(self) -> dict[str, Any]:
         """The fields of the training, the stabiliser with all its options."""
-        from trainables.dynamics.stabilisers import options_of, stabiliser_of
-
         settings: dict[str, Any] = json.loads(json.dumps(asdict(self.training)))
-        return {**settings, "stabiliser": options_of(stabiliser_of(self.training))}
+        return settings
 
     def about(self) -> dict[str, Any]:
         """What is swept, without where and for how long: this is what the hash covers."""
@@ -512,14 +522,9 @@ def _underflow(lr: Axis, training: Training) -> Iterable[Mistake]:
 
 
 def _stabiliser_laws(spec: SweepSpec, alpha: Axis | None, training: Training) -> Iterable[Mistake]:
-    from trainables.dynamics.stabilisers import stabiliser_of, strength_mistakes
+    from trainables.dynamics.stabilisers import strength_mistakes
     from trainables.tasks import get_task
 
-    try:
-        stabiliser_of(training)
-    except InputError as error:
-        yield from error.mistakes
-        return
     strongest = 0.0 if alpha is None else (alpha.high if alpha.free else alpha.value) or 0.0
     if strongest == 0:
         return

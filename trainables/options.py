@@ -39,6 +39,23 @@ def flag(field: str, value: object) -> Iterator[Mistake]:
         yield Mistake(field, value, "true or false", "write one of these")
 
 
+def as_names(value: object) -> object:
+    """One name, or a list of names, as a tuple; anything else as it is."""
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def layer_names(field: str, value: object) -> Iterator[Mistake]:
+    """A mistake where `value` is neither None nor a tuple of different names."""
+    if value is None:
+        return
+    names = value if isinstance(value, tuple) else ()
+    texts = bool(names) and all(isinstance(name, str) for name in names)
+    if not texts or len(set(names)) < len(names):
+        yield Mistake(field, value, "names of layers, each once", "leave it out for the default")
+
+
 def unknown_name(field: str, kind: str, name: object, known: Sequence[str]) -> InputError:
     """The error of asking for a task or stabiliser that there is not."""
     guess = nearest(str(name), known)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from trainables.domain import InputError, Mistake, Training
 from trainables.dynamics.layers import layer_mistakes, named_layers
 from trainables.dynamics.stabilisers.base import Action, Setting, Stabiliser, Step
+from trainables.options import as_names, layer_names
 from trainables.tasks import Task
 
 
@@ -66,13 +67,10 @@ class OrthogonalConvolution(Stabiliser):
     name: ClassVar[str] = "orthogonal-convolution"
 
     def __post_init__(self) -> None:
-        if isinstance(self.layers, (str, list)):
-            names = [self.layers] if isinstance(self.layers, str) else self.layers
-            object.__setattr__(self, "layers", tuple(names))
-        if self.layers is not None and (not isinstance(self.layers, tuple) or not self.layers):
-            raise InputError(
-                [Mistake("stabiliser.layers", self.layers, "names of layers", "leave it out")]
-            )
+        object.__setattr__(self, "layers", as_names(self.layers))
+        mistakes = list(layer_names("stabiliser.layers", self.layers))
+        if mistakes:
+            raise InputError(mistakes)
 
     def mistakes(self, task: Task, training: Training) -> Iterable[Mistake]:
         """Layers that there are not, that the penalty is not defined for, or none at all."""

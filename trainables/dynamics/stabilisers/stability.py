@@ -34,7 +34,7 @@ from trainables.dynamics.layers import (
     layer_mistakes,
 )
 from trainables.dynamics.stabilisers.base import Action, Setting, Stabiliser, Step
-from trainables.options import choice, flag
+from trainables.options import as_names, choice, flag, layer_names
 from trainables.tasks import Task
 
 LAYERS = (nn.Linear, *CONVOLUTIONS)
@@ -48,16 +48,19 @@ def excess(s: Tensor, a: float = 1.0) -> Tensor:
 
     Args:
         s: largest singular value of S, >= 0, any shape.
-        a: accumulated decay factor, >= 0; 1 where weight decay is part of the update.
+        a: accumulated decay factor; 1 where weight decay is part of the update. Its sign, which
+            alternates where a step decays by more than the whole parameter, changes nothing.
 
     Returns:
         A tensor like `s`; its derivative is (s / 2)(1 / sqrt((1 + a)^2 + s^2) + 1 / sqrt((1 -
         a)^2 + s^2)), which for a = 1 lies in [1/2, 1).
     """
+    a = abs(a)
     square = s * s
-    wide = square / (torch.sqrt((1 + a) ** 2 + square) + (1 + a))
+    # A float's ** raises where it overflows; a product becomes infinite like any blown-up number.
+    wide = square / (torch.sqrt((1 + a) * (1 + a) + square) + (1 + a))
     gap = abs(1 - a)
-    narrow = s if gap == 0 else square / (torch.sqrt(gap**2 + square) + gap)
+    narrow = s if gap == 0 else square / (torch.sqrt(gap * gap + square) + gap)
     return 0.5 * (wide + narrow) + max(a - 1.0, 0.0)
 
 
@@ -104,7 +107,9 @@ class Product:
     def accumulate(self, update: Tensor) -> None:
         """C <- A C, or C A: with the actual update, never the predicted one."""
         factor = self._factor * self.decay
-        self.state = {"displacement": self._ahead(update), "factor": update.new_tensor(factor)}
+        # In float64 whatever the training's dtype: rounded, it would not go on to the bit.
+        kept = torch.tensor(factor, dtype=torch.float64, device=update.device)
+        self.state = {"displacement": self._ahead(update), "factor": kept}
         self._factor = factor
 
     def load(self, state: dict[str, Tensor]) -> None:
@@ -144,19 +149,14 @@ class Stability(Stabiliser):
     two_passes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.layers, (str, list)):
-            names = [self.layers] if isinstance(self.layers, str) else self.layers
-            object.__setattr__(self, "layers", tuple(names))
+        object.__setattr__(self, "layers", as_names(self.layers))
         mistakes = [
             *choice("stabiliser.mode", self.mode, ("auto", "analytic", "generic")),
             *choice("stabiliser.order", self.order, ("left", "right")),
             *flag("stabiliser.track_decay", self.track_decay),
             *self._anchor_mistakes(),
+            *layer_names("stabiliser.layers", self.layers),
         ]
-        if self.layers is not None and (not isinstance(self.layers, tuple) or not self.layers):
-            mistakes.append(
-                Mistake("stabiliser.layers", self.layers, "names of layers", "leave it out")
-            )
         if mistakes:
             raise InputError(mistakes)
 
