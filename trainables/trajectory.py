@@ -31,16 +31,20 @@ def deterministic(device: str) -> Iterator[None]:
         require_gpu(device)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     limits = ExitStack()
+    kernels: Any = torch.utils.deterministic
     threads = torch.get_num_threads()
     strict = torch.are_deterministic_algorithms_enabled()
     lenient = torch.is_deterministic_algorithms_warn_only_enabled()
     precision = torch.get_float32_matmul_precision()
     cudnn = torch.backends.cudnn
     flags = (cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32)
+    filled = kernels.fill_uninitialized_memory
     try:
         limits.enter_context(_one_blas_thread())
         torch.set_num_threads(1)
         torch.use_deterministic_algorithms(True)
+        # Nothing reads memory before writing it; filling it anyway costs a call an operation.
+        kernels.fill_uninitialized_memory = False
         torch.set_float32_matmul_precision("highest")
         cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = True, False, False
         yield
@@ -48,6 +52,7 @@ def deterministic(device: str) -> Iterator[None]:
         limits.close()
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(strict, warn_only=lenient)
+        kernels.fill_uninitialized_memory = filled
         torch.set_float32_matmul_precision(precision)
         cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = flags
 

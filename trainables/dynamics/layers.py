@@ -87,17 +87,21 @@ def layer_mistakes(
     return mistakes
 
 
-def largest_singular_value(matrix: Tensor) -> Tensor:
-    """||S||_2 of an m x n matrix, differentiable with gradient p q^T.
+#: Matrices with a norm below this have no direction; its square is just a normal double.
+SMALLEST_NORM = 1e-150
 
-    (p, q) is the top singular pair, from the Gram matrix of the smaller side. At S = 0 the norm
-    has no derivative: the gradient is 0 there, not an arbitrary direction.
+
+def top_singular_pair(matrix: Tensor) -> tuple[float, Tensor]:
+    """||S||_2 and p q^T with (p, q) the top singular pair; without a graph.
+
+    From the Gram matrix of the smaller side. At S = 0 the norm has no derivative, and p q^T is 0
+    there, not an arbitrary direction.
 
     Args:
         matrix: two-dimensional, m, n >= 1.
 
     Returns:
-        A scalar; NaN where the matrix is not finite.
+        A number and an m x n matrix; NaN where the matrix is not finite.
 
     Raises:
         InputError: the tensor has another number of dimensions, or no entries.
@@ -107,21 +111,28 @@ def largest_singular_value(matrix: Tensor) -> Tensor:
             [Mistake("matrix", tuple(matrix.shape), "m x n with m, n >= 1", "reshape it")]
         )
     fixed = matrix.detach()
-    largest = fixed.abs().max()
-    if not math.isfinite(float(largest)):
-        return matrix.sum() * math.nan
-    if largest == 0:
-        return (matrix * 0).sum()
-    # Scaled first: squares of very small or large entries would leave the dtype's range.
-    scaled = fixed / largest
-    if 1 in scaled.shape:
-        unit = scaled / torch.linalg.vector_norm(scaled)
-        norm: Tensor = (unit * matrix).sum()
-        return norm
+    # In float64: squares of very small or large entries would leave the range of float32.
+    size = float(torch.linalg.vector_norm(fixed, dtype=torch.float64))
+    if not math.isfinite(size):
+        return math.nan, fixed * math.nan
+    if size < SMALLEST_NORM:
+        return size, torch.zeros_like(fixed)
+    if 1 in fixed.shape:
+        return size, fixed * (1 / size)
+    scaled = fixed * (1 / size)
     tall = scaled if scaled.shape[0] >= scaled.shape[1] else scaled.T
     q = torch.linalg.eigh(tall.T @ tall).eigenvectors[:, -1]
     image = tall @ q
-    p = image / torch.linalg.vector_norm(image)
-    left, right = (p, q) if tall is scaled else (q, p)
-    value: Tensor = left @ matrix @ right
+    norm = float(torch.linalg.vector_norm(image))
+    direction = torch.outer(image / norm, q)
+    return norm * size, direction if tall is scaled else direction.T
+
+
+def largest_singular_value(matrix: Tensor) -> Tensor:
+    """||S||_2 of an m x n matrix, differentiable with gradient p q^T (`top_singular_pair`).
+
+    Raises:
+        InputError: the tensor has another number of dimensions, or no entries.
+    """
+    value: Tensor = (top_singular_pair(matrix)[1] * matrix).sum()
     return value

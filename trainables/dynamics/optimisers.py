@@ -76,6 +76,13 @@ class Optimiser:
         """Whether weight decay enters through the gradient."""
         return self.decay == "coupled"
 
+    @property
+    def linear(self) -> float | None:
+        """Derivative of the update by the gradient where it is one number; else None."""
+        if self.name in ADAPTIVE:
+            return None
+        return -self.lr * (1 + self.momentum if self.name == "nesterov" else 1)
+
     def init(self, parameter: Tensor) -> Slots:
         """State before the first step: zeros."""
         count = {"adam": 2, "adadelta": 2, "rmsprop": 1 + bool(self.momentum)}
@@ -115,6 +122,24 @@ class Optimiser:
         # make k = 1 differ from its powers of two on some devices.
         update = (self.lr / self.k) * (self.k * direction)
         return parameter - update
+
+    def increment(
+        self, parameter: Tensor, gradient: Tensor, slots: Slots, count: int, decays: bool = True
+    ) -> Tensor:
+        """What a step would add to the parameter, differentiable, before k rounds it.
+
+        Args:
+            parameter: as for `step`; so are gradient, slots and count.
+            gradient: gradient of the loss without weight decay.
+            slots: state.
+            count: number of steps made before.
+            decays: whether decoupled weight decay is part of it.
+        """
+        direction, _ = self.direction(parameter, gradient, slots, count)
+        update = -self.lr * direction
+        if decays and self.weight_decay and not self.coupled:
+            update = update - self.lr * self.weight_decay * parameter
+        return update
 
     def _sgd(self, gradient: Tensor, slots: Slots, _count: int) -> tuple[Tensor, Slots]:
         if not self.momentum:

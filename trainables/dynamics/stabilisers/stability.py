@@ -16,11 +16,13 @@ so no singular value decomposition of C is needed. For a <= 1 the relu is never 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainables.domain import InputError, Mistake, Training
@@ -32,6 +34,7 @@ from trainables.dynamics.layers import (
     from_matrix,
     largest_singular_value,
     layer_mistakes,
+    top_singular_pair,
 )
 from trainables.dynamics.stabilisers.base import Action, Setting, Stabiliser, Step
 from trainables.options import as_names, choice, flag, layer_names
@@ -62,6 +65,12 @@ def excess(s: Tensor, a: float = 1.0) -> Tensor:
     gap = abs(1 - a)
     narrow = s if gap == 0 else square / (torch.sqrt(gap * gap + square) + gap)
     return 0.5 * (wide + narrow) + max(a - 1.0, 0.0)
+
+
+def slope(s: float, a: float = 1.0) -> float:
+    """Derivative of `excess` by s; 1/2 at s = 0 for a = 1, and 0 there for other a."""
+    gap = 1.0 if a == 1 else s / math.hypot(1 - a, s)
+    return 0.5 * (s / math.hypot(1 + a, s) + gap)
 
 
 def one_step_matrix(update: Tensor, decay: float = 1.0) -> Tensor:
@@ -104,13 +113,20 @@ class Product:
         """sigma_1 - 1 of C once `update` is made, differentiable by the update."""
         return excess(largest_singular_value(self._ahead(update)), self._factor * self.decay)
 
+    def pull(self, update: Tensor) -> Tensor:
+        """Derivative of `penalty` by the update, m x n."""
+        s, direction = top_singular_pair(self._ahead(update))
+        inner = self._factor if self.order == "right" else 1.0
+        return inner * slope(s, self._factor * self.decay) * direction
+
     def accumulate(self, update: Tensor) -> None:
         """C <- A C, or C A: with the actual update, never the predicted one."""
-        factor = self._factor * self.decay
-        # In float64 whatever the training's dtype: rounded, it would not go on to the bit.
-        kept = torch.tensor(factor, dtype=torch.float64, device=update.device)
-        self.state = {"displacement": self._ahead(update), "factor": kept}
-        self._factor = factor
+        self.state["displacement"] = self._ahead(update)
+        if self.decay != 1 or "factor" not in self.state:
+            self._factor *= self.decay
+            # In float64 whatever the training's dtype: rounded, it would not go on to the bit.
+            kept = torch.tensor(self._factor, dtype=torch.float64, device=update.device)
+            self.state["factor"] = kept
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Go on from `state`."""
@@ -266,38 +282,76 @@ class Regularisation(Action):
     def gradients(self, step: Step) -> tuple[Tensor, ...]:
         """Gradients of the regularised loss."""
         features = self._watch.features(step.outputs) if self._watch is not None else None
-        if features is None:
-            return self._generic(step)
-        penalty = self.alpha * self.products[0].penalty(self._predicted_update(step, features))
-        parameters = list(step.parameters)
-        if not self.options.two_passes:
-            return torch.autograd.grad(step.loss + penalty, parameters)
-        first = torch.autograd.grad(step.loss, parameters, retain_graph=True)
-        second = torch.autograd.grad(penalty, parameters, allow_unused=True, materialize_grads=True)
-        return tuple(g + h for g, h in zip(first, second, strict=True))
+        return self._generic(step) if features is None else self._analytic(step, features)
 
-    def _predicted_update(self, step: Step, features: Tensor) -> Tensor:
-        """V as a differentiable function of all parameters.
+    def _analytic(self, step: Step, features: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of L + alpha P with P differentiated through the layer's own gradient G.
 
-        The layer's gradient in closed form goes through the optimiser's own rule, so momentum,
-        second moments and weight decay are in V as they will be in the step.
+        G = delta^T h in closed form, delta the loss's derivative by the outputs and h the
+        features. With g = dP/dG held, the derivative of <g, G> by everything upstream is that of
+        P, and <g, G> = sum delta (h g^T) costs one product with the features. So the penalty is
+        one more term of the loss, and one backward pass does for both.
         """
         assert self._output_gradient is not None and self._watch is not None
         delta = self._output_gradient(step.outputs, step.targets)
         delta = by_feature_row(delta, self._watch.layer)
-        gradients = (delta.T @ features, delta.sum(0))
-        return self._update(self.layers[0], step, gradients)
-
-    def _update(self, layer: Sequence[int], step: Step, gradients: Sequence[Tensor]) -> Tensor:
-        """What the optimiser would add to a layer for these gradients, without tracked decay."""
-        moved = []
-        for index, gradient in zip(layer, gradients, strict=False):
-            parameter = step.parameters[index]
-            new, _ = self.optimiser.step(
-                parameter, gradient.reshape(parameter.shape), step.slots[index], step.count
+        by_gradient, by_parameter = self._derivatives(step, delta.detach(), features.detach())
+        inner = F.linear(features, by_gradient[0].reshape(delta.shape[1], -1), *by_gradient[1:])
+        penalty = torch.dot(delta.reshape(-1), inner.reshape(-1))
+        parameters = list(step.parameters)
+        if self.options.two_passes:
+            first = torch.autograd.grad(step.loss, parameters, retain_graph=True)
+            second = torch.autograd.grad(
+                penalty, parameters, allow_unused=True, materialize_grads=True
             )
-            moved.append(self._added(parameter, new))
-        return as_matrix(moved)
+            gradients = [g + h for g, h in zip(first, second, strict=True)]
+        else:
+            gradients = list(torch.autograd.grad(step.loss + penalty, parameters))
+        for index, part in zip(self.layers[0], by_parameter, strict=False):
+            gradients[index] = gradients[index] + part
+        return tuple(gradients)
+
+    def _derivatives(
+        self, step: Step, delta: Tensor, features: Tensor
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """What alpha P owes to G and to theta at constant G, through the optimiser's own rule."""
+        layer = self.layers[0]
+        old = [step.parameters[i].detach() for i in layer]
+        gradients = [delta.T @ features, delta.sum(0)][: len(layer)]
+        gradients = [g.reshape(p.shape) for g, p in zip(gradients, old, strict=True)]
+        factor = self.optimiser.linear
+        leaves = [] if factor is not None else [t.requires_grad_() for t in (*gradients, *old)]
+        with torch.set_grad_enabled(factor is None):
+            update = self._update(layer, step, old, gradients)
+        pull = self.alpha * self.products[0].pull(update)
+        if factor is None:
+            parts = torch.autograd.grad(
+                update, leaves, pull, allow_unused=True, materialize_grads=True
+            )
+            return parts[: len(layer)], parts[len(layer) :]
+        by_gradient = [factor * part for part in from_matrix(pull, old)]
+        decay = self.optimiser.weight_decay
+        if decay and self.optimiser.coupled:
+            return by_gradient, [decay * part for part in by_gradient]
+        if decay and self.decay == 1.0:  # the decay itself is part of the update
+            return by_gradient, [-self.optimiser.lr * decay * p for p in from_matrix(pull, old)]
+        return by_gradient, ()
+
+    def _update(
+        self,
+        layer: Sequence[int],
+        step: Step,
+        parameters: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+    ) -> Tensor:
+        """What the optimiser would add to a layer for these gradients, without tracked decay."""
+        tracked = self.decay != 1.0
+        return as_matrix(
+            [
+                self.optimiser.increment(p, g, step.slots[i], step.count, decays=not tracked)
+                for i, p, g in zip(layer, parameters, gradients, strict=True)
+            ]
+        )
 
     def _added(self, before: Tensor, after: Tensor) -> Tensor:
         return after - (before if self.decay == 1.0 else self.decay * before)
@@ -305,12 +359,9 @@ class Regularisation(Action):
     def _generic(self, step: Step) -> tuple[Tensor, ...]:
         gradients = list(step.plain_gradients())
         for layer, product in zip(self.layers, self.products, strict=True):
-            with torch.no_grad():
-                update = self._update(layer, step, [gradients[i] for i in layer])
-            update.requires_grad_(True)
-            with torch.enable_grad():
-                (pull,) = torch.autograd.grad(product.penalty(update), update)
-            parts = from_matrix(pull, [step.parameters[i] for i in layer])
+            old = [step.parameters[i].detach() for i in layer]
+            update = self._update(layer, step, old, [gradients[i] for i in layer])
+            parts = from_matrix(product.pull(update), old)
             for i, part in zip(layer, parts, strict=True):
                 gradients[i] = gradients[i] + self.alpha * part
         return tuple(gradients)

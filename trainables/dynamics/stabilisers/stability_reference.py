@@ -35,6 +35,13 @@ class FullProduct(Product):
             return ahead.sum() * math.nan  # blown up: a decomposition would only raise
         return torch.relu(torch.linalg.svd(ahead)[1][0] - 1)
 
+    def pull(self, update: Tensor) -> Tensor:
+        """Derivative of `penalty` by the update, through the decomposition."""
+        leaf = update.detach().requires_grad_()
+        with torch.enable_grad():
+            (pull,) = torch.autograd.grad(self.penalty(leaf), leaf)
+        return pull
+
     def accumulate(self, update: Tensor) -> None:
         """C <- A C, or C A."""
         self.state = {"product": self._ahead(update)}
