@@ -8,15 +8,26 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.theory.edge_of_stability import decay_bound
+from analysis.theory.edge_of_stability import OPTIMISERS, decay_bound
 from analysis.theory.one_layer_cnn import OneLayerCNN
+from trainables.domain import InputError, Mistake
 
 Array = NDArray[np.float64]
+
+#: Stands for no decay at all. There the minimum lies at infinity, where nothing is curved, and no
+#: learning rate is too large; at this decay the bound is 8e7 already, off any picture.
+NO_DECAY = 1e-9
 
 
 @dataclass(frozen=True)
 class Overlay:
-    """A bound on the learning rate as a function of weight decay, to be drawn over a map."""
+    """A bound on the learning rate as a function of weight decay, to be drawn over a map.
+
+    Args:
+        label: text for the legend.
+        lr: from weight decays, finite and >= 0, any shape, to learning rates of the same shape.
+        exact: whether it is the boundary itself, or only a rate above which no training is calm.
+    """
 
     label: str
     lr: Callable[[Array], Array]
@@ -26,21 +37,49 @@ class Overlay:
 def overlays(
     task: str, task_options: dict[str, object], optimiser: str, momentum: float, decay: str
 ) -> list[Overlay]:
-    """The bounds that hold for a task and an optimiser."""
+    """The bounds that hold for a task and an optimiser; none where no closed form is known.
+
+    Whatever the task, weight decay alone bounds the learning rate (`decay_bound`): with coupled
+    decay for sgd and nesterov, with decoupled decay for all. Coupled decay does not bound the
+    adaptive optimisers. Where the boundary of stability lies needs the curvature at the minimum,
+    which is known in closed form for the one-layer CNN under gradient descent.
+
+    Args:
+        task: name of the task.
+        task_options: its options, as in the spec.
+        optimiser: name of the optimiser; one without theory gives an empty list.
+        momentum: in [0, 1).
+        decay: `coupled` or `decoupled`.
+
+    Raises:
+        InputError: momentum or decay is not valid; from `Overlay.lr`, a weight decay is not.
+    """
     drawn = []
     if task == "one-layer-cnn" and optimiser == "sgd" and momentum == 0 and decay == "coupled":
-        width = int(str(task_options.get("kernel", 32)))
-
-        def stable(weight_decay: Array) -> Array:
-            return np.array(
-                [OneLayerCNN(max(w, 1e-9), width).largest_stable_lr for w in weight_decay]
-            )
-
-        drawn.append(Overlay("theory: 2 / sharpness", stable, exact=True))
-    bound = decay_bound(np.ones(1), optimiser, momentum, decay)
-    if np.isfinite(bound).all():
-        text = f"theory: {bound[0]:.3g} / weight decay"
-        drawn.append(
-            Overlay(text, lambda w: decay_bound(w, optimiser, momentum, decay), exact=False)
-        )
+        drawn.append(_one_layer_cnn(int(str(task_options.get("kernel", 32)))))
+    if optimiser in OPTIMISERS:
+        drawn += _weight_decay(optimiser, momentum, decay)
     return drawn
+
+
+def _one_layer_cnn(width: int) -> Overlay:
+    def stable(weight_decay: Array) -> Array:
+        decays = np.asarray(weight_decay, dtype=np.float64)
+        if not (np.isfinite(decays) & (decays >= 0)).all():
+            law = "finite and >= 0 must hold"
+            raise InputError([Mistake("weight_decay", decays.tolist(), law, "choose such values")])
+        rates = [OneLayerCNN(max(w, NO_DECAY), width).largest_stable_lr for w in decays.ravel()]
+        return np.array(rates, dtype=np.float64).reshape(decays.shape)
+
+    return Overlay("theory: 2 / sharpness", stable, exact=True)
+
+
+def _weight_decay(optimiser: str, momentum: float, decay: str) -> list[Overlay]:
+    # AdamW's decay is decoupled whatever the spec says, and Adadelta takes no momentum.
+    kind = None if optimiser == "adamw" else decay
+    b = 0.0 if optimiser == "adadelta" else momentum
+    factor = float(decay_bound(1.0, optimiser, b, kind))
+    if not np.isfinite(factor):
+        return []
+    label = f"theory: {factor:.3g} / weight decay"
+    return [Overlay(label, lambda w: decay_bound(w, optimiser, b, kind), exact=False)]
