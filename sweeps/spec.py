@@ -26,7 +26,6 @@ from trainables.domain import (
     DtypeName,
     InputError,
     Mistake,
-    OptimiserName,
     Point,
     Training,
     nearest,
@@ -141,7 +140,7 @@ class SweepSpec(_Part):
     steps: int = 400
     dtype: DtypeName = "float32"
     device: str = "cpu"
-    optimiser: OptimiserName = "sgd"
+    optimiser: str = "sgd"
     momentum: float | None = None
     decay: DecayName | None = None
     beta2: float | None = None
@@ -464,6 +463,7 @@ def _laws(spec: SweepSpec) -> Iterable[Mistake]:
     if training is not None:
         if "lr" in by_name:
             yield from _underflow(by_name["lr"], training)
+        yield from _optimiser_laws(training, by_name)
         yield from _stabiliser_laws(spec, by_name.get("alpha"), training)
     yield from _search_laws(spec, axes)
     yield from _budget_laws(spec)
@@ -519,6 +519,21 @@ def _underflow(lr: Axis, training: Training) -> Iterable[Mistake]:
             f"lr / {max(training.ks)} underflows {training.dtype}",
             f"use lr >= {training.smallest_lr:.3g}, or dtype: float64",
         )
+
+
+def _optimiser_laws(training: Training, axes: Mapping[str, Axis]) -> Iterable[Mistake]:
+    """Whether an optimiser of PyTorch's own exists and takes what it will be given."""
+    from trainables.dynamics.torch_optimiser import optimiser_of
+
+    def largest(name: str, fallback: float) -> float:
+        axis = axes.get(name)
+        return fallback if axis is None else (axis.high or axis.value or 0.0)
+
+    lr, weight_decay = largest("lr", 1.0), largest("weight_decay", 0.0)
+    try:
+        optimiser_of(training, lr, weight_decay, training.ks[0])
+    except InputError as error:
+        yield from error.mistakes
 
 
 def _stabiliser_laws(spec: SweepSpec, alpha: Axis | None, training: Training) -> Iterable[Mistake]:

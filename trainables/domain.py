@@ -23,6 +23,9 @@ DtypeName = Literal["float32", "float64"]
 OptimiserName = Literal["sgd", "nesterov", "adam", "adamw", "rmsprop", "adadelta"]
 DecayName = Literal["coupled", "decoupled"]
 
+#: What comes before the name of an optimiser of PyTorch's own.
+TORCH_OPTIMISER = "torch.optim."
+
 #: Adaptive optimisers with PyTorch's default decay rate of the second moment and eps.
 ADAPTIVE = {"adam": (0.999, 1e-8), "rmsprop": (0.99, 1e-8), "adadelta": (0.9, 1e-6)}
 
@@ -323,7 +326,8 @@ class Training:
         dtype: `float32` or `float64`.
         device: `cpu`, `cuda` or `cuda:N`.
         optimiser: `sgd` (heavy ball where momentum > 0), `nesterov`, `adam`, `adamw` (kept as
-            adam with decoupled decay, which is the same), `rmsprop` or `adadelta`.
+            adam with decoupled decay, which is the same), `rmsprop` or `adadelta`; or one of
+            PyTorch's own, such as `torch.optim.NAdam`, without the sharpness criterion.
         momentum: in [0, 1); for Adam the first decay rate beta_1; AdaDelta has none. None takes
             0.9 for nesterov and adam, 0 for the others.
         decay: weight decay `coupled` (added to the gradient) or `decoupled`. None takes decoupled
@@ -347,7 +351,7 @@ class Training:
     steps: int = 400
     dtype: DtypeName = "float32"
     device: str = "cpu"
-    optimiser: OptimiserName = "sgd"
+    optimiser: OptimiserName | str = "sgd"
     momentum: float | None = None
     decay: DecayName | None = None
     beta2: float | None = None
@@ -374,7 +378,7 @@ class Training:
     def _fill_in(self) -> None:
         """Replace every None by what it stands for, so that equal trainings compare equal."""
         fill = object.__setattr__
-        if self.decay is None:
+        if self.decay is None and not self.optimiser.startswith(TORCH_OPTIMISER):
             fill(self, "decay", "decoupled" if self.optimiser == "adamw" else "coupled")
         if self.optimiser == "adamw":
             fill(self, "optimiser", "adam")
@@ -441,6 +445,8 @@ class Training:
             "lyapunov": (False, True),
         }
         for name, known in choices.items():
+            if name == "optimiser" and str(self.optimiser).startswith(TORCH_OPTIMISER):
+                continue
             if getattr(self, name) not in known:
                 allowed = [str(choice) for choice in known if choice is not None]
                 yield Mistake(
@@ -464,12 +470,17 @@ class Training:
                 "adadelta has no momentum",
                 "leave it out, or use rmsprop",
             )
-        for field_name in ("beta2", "eps"):
+        foreign = str(name).startswith(TORCH_OPTIMISER)
+        for field_name in ("beta2", "eps", "decay"):
             value = getattr(self, field_name)
-            if value is not None and name in ("sgd", "nesterov"):
-                yield Mistake(
-                    field_name, value, f"{name} has no second moment", "leave it out, or use adam"
-                )
+            if value is None:
+                continue
+            if foreign:
+                law = f"{name} keeps its own {field_name}"
+                yield Mistake(field_name, value, law, "leave it out, or use adam or rmsprop")
+            elif field_name != "decay" and name in ("sgd", "nesterov"):
+                law = f"{name} has no second moment"
+                yield Mistake(field_name, value, law, "leave it out, or use adam")
 
     def _stabiliser_mistakes(self) -> Iterable[Mistake]:
         given = self.stabiliser

@@ -29,6 +29,7 @@ from trainables.dynamics.distance import rel_l1
 from trainables.dynamics.lyapunov import Neighbour
 from trainables.dynamics.stabilisers import stabiliser_of, strength_mistakes
 from trainables.dynamics.thresholds import preconditioner_scaling, stability_ratio
+from trainables.dynamics.torch_optimiser import optimiser_of
 from trainables.tasks import Task, get_task
 from trainables.trajectory import Bench, Trajectory, deterministic
 from trainables.verdict import EXPLOSION, Observations, judge
@@ -59,7 +60,7 @@ class ReplicateRun:
         half = training.steps // 2
         self._sharpness_steps = frozenset(
             np.linspace(half, training.steps - 1, SHARPNESS_SAMPLES).astype(int).tolist()
-            if bench.full_batch and training.sharpness
+            if bench.full_batch and training.sharpness and self.trajectories[0].optimiser.splits
             else ()
         )
         self.step = 0
@@ -410,6 +411,10 @@ def point_mistakes(point: Point, task: Task, training: Training) -> list[Mistake
                 f"use lr >= {training.smallest_lr:.3g}, or dtype float64",
             )
         )
+    try:
+        optimiser_of(training, point.lr, point.weight_decay, training.ks[0])
+    except InputError as error:
+        mistakes += error.mistakes
     if point.alpha > 0:
         mistakes += strength_mistakes("alpha", point.alpha, task, training)
     return mistakes

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from trainables.domain import Point, Training, UnreachableError
-from trainables.dynamics.optimisers import Optimiser, Slots
+from trainables.dynamics.optimisers import Slots
 from trainables.dynamics.stabilisers import Action, Setting, Stabiliser, Step, stabiliser_of
+from trainables.dynamics.torch_optimiser import optimiser_of
 from trainables.losses import Loss
 from trainables.tasks import Task
 
@@ -154,7 +155,7 @@ class Trajectory:
         self.bench, self.point, self.k, self.seed = bench, point, k, seed
         self.module = bench.network(seed, getattr(torch, training.dtype))
         self.parameters = list(self.module.parameters())
-        self.optimiser = Optimiser.of(training, point.lr, point.weight_decay, k)
+        self.optimiser = optimiser_of(training, point.lr, point.weight_decay, k)
         self.slots: list[Slots] = [self.optimiser.init(p.detach()) for p in self.parameters]
         self.loss = bench.loss(point.alpha)
         #: Updates made, and those since the optimiser's state was last forgotten.
@@ -192,18 +193,17 @@ class Trajectory:
 
     @torch.no_grad()
     def _update(self, gradients: Sequence[Tensor]) -> None:
-        moves = [
-            self.optimiser.direction(parameter, gradient, slots, self.age)
-            for parameter, gradient, slots in zip(
-                self.parameters, gradients, self.slots, strict=True
-            )
-        ]
-        directions = [direction for direction, _ in moves]
-        if self.action is not None:
-            directions = self.action.directions(directions)
-        after = [
-            self.optimiser.apply(p, d) for p, d in zip(self.parameters, directions, strict=True)
-        ]
+        rule = self.optimiser
+        arguments = list(zip(self.parameters, gradients, self.slots, strict=True))
+        if rule.splits:
+            moves = [rule.direction(p, g, slots, self.age) for p, g, slots in arguments]
+            directions = [direction for direction, _ in moves]
+            if self.action is not None:
+                directions = self.action.directions(directions)
+            after = [rule.apply(p, d) for p, d in zip(self.parameters, directions, strict=True)]
+        else:
+            moves = [rule.step(p, g, slots, self.age) for p, g, slots in arguments]
+            after = [new for new, _ in moves]
         if self.action is not None:
             self.action.moved(self.parameters, after)
         for parameter, new in zip(self.parameters, after, strict=True):

@@ -117,14 +117,15 @@ def top_singular_pair(matrix: Tensor) -> tuple[float, Tensor]:
         return math.nan, fixed * math.nan
     if size < SMALLEST_NORM:
         return size, torch.zeros_like(fixed)
+    # 1 / size must lie in the dtype's range too.
+    scaled = (fixed if 1e-30 < size < 1e30 else fixed.double()) * (1 / size)
     if 1 in fixed.shape:
-        return size, fixed * (1 / size)
-    scaled = fixed * (1 / size)
+        return size, scaled.to(fixed.dtype)
     tall = scaled if scaled.shape[0] >= scaled.shape[1] else scaled.T
     q = torch.linalg.eigh(tall.T @ tall).eigenvectors[:, -1]
     image = tall @ q
     norm = float(torch.linalg.vector_norm(image))
-    direction = torch.outer(image / norm, q)
+    direction = torch.outer(image / norm, q).to(fixed.dtype)
     return norm * size, direction if tall is scaled else direction.T
 
 

@@ -11,6 +11,7 @@ The functions are differentiable, so that a stabiliser can ask what a step would
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -41,12 +42,12 @@ class Optimiser:
             PyTorch's default.
     """
 
-    name: OptimiserName
+    name: OptimiserName | str
     lr: float
     weight_decay: float = 0.0
     k: int = 1
     momentum: float = 0.0
-    decay: DecayName = "coupled"
+    decay: DecayName | None = "coupled"
     beta2: float | None = None
     eps: float | None = None
 
@@ -57,9 +58,9 @@ class Optimiser:
             object.__setattr__(self, "eps", eps if self.eps is None else self.eps)
 
     @classmethod
-    def of(cls, training: Training, lr: float, weight_decay: float, k: int) -> Optimiser:
+    def of(cls, training: Training, lr: float, weight_decay: float, k: int) -> Self:
         """The rule that a training prescribes at one point, for one k."""
-        assert training.momentum is not None and training.decay is not None
+        assert training.momentum is not None
         return cls(
             training.optimiser,
             lr,
@@ -75,6 +76,11 @@ class Optimiser:
     def coupled(self) -> bool:
         """Whether weight decay enters through the gradient."""
         return self.decay == "coupled"
+
+    @property
+    def splits(self) -> bool:
+        """Whether a step can be had in two parts, `direction` and `apply`."""
+        return True
 
     @property
     def linear(self) -> float | None:

@@ -8,15 +8,17 @@ without decoupled weight decay.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from trainables.domain import InputError, Mistake
+from trainables.domain import TORCH_OPTIMISER, InputError, Mistake, Training
 from trainables.dynamics.stabilisers.base import Action, Setting, Stabiliser
 from trainables.options import flag, whole
+from trainables.tasks import Task
 
 
 def soft_spectral_clip(update: Tensor, alpha: float, iterations: int | None = None) -> Tensor:
@@ -88,6 +90,16 @@ class Spectra(Stabiliser):
             mistakes += whole("stabiliser.iterations", self.iterations, 1, 100)
         if mistakes:
             raise InputError(mistakes)
+
+    def mistakes(self, task: Task, training: Training) -> Iterable[Mistake]:
+        """An optimiser whose directions cannot be had."""
+        if training.optimiser.startswith(TORCH_OPTIMISER):
+            yield Mistake(
+                "stabiliser",
+                self.name,
+                f"clips the direction of an update, which {training.optimiser} does not give away",
+                "use a built-in optimiser, or another stabiliser",
+            )
 
     def start(self, setting: Setting, alpha: float) -> Action:
         """Nothing is remembered between steps."""

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainables.domain import InputError, Mistake, Training
+from trainables.domain import TORCH_OPTIMISER, InputError, Mistake, Training
 from trainables.dynamics.layers import (
     CONVOLUTIONS,
     as_matrix,
@@ -69,6 +69,7 @@ def excess(s: Tensor, a: float = 1.0) -> Tensor:
 
 def slope(s: float, a: float = 1.0) -> float:
     """Derivative of `excess` by s; 1/2 at s = 0 for a = 1, and 0 there for other a."""
+    a = abs(a)
     gap = 1.0 if a == 1 else s / math.hypot(1 - a, s)
     return 0.5 * (s / math.hypot(1 + a, s) + gap)
 
@@ -200,6 +201,13 @@ class Stability(Stabiliser):
         yield from wrong
         if self.mode == "analytic" and not wrong:
             yield from self._analytic_mistakes(task, module)
+        if self.mode == "analytic" and training.optimiser.startswith(TORCH_OPTIMISER):
+            yield Mistake(
+                "stabiliser.mode",
+                "analytic",
+                f"{training.optimiser} cannot be differentiated",
+                "use mode: generic, or a built-in optimiser",
+            )
 
     def _analytic_mistakes(self, task: Task, module: nn.Module) -> Iterable[Mistake]:
         if task.loss.output_gradient is None:
@@ -267,6 +275,7 @@ class Regularisation(Action):
         self.products = [options.product(decay) for _ in layers]
         self._output_gradient = setting.loss.output_gradient
         possible = options.mode != "generic" and len(layers) == 1
+        possible = possible and self.optimiser.splits
         analytic = possible and self._output_gradient is not None
         self._watch = _Watch(layers[0]) if analytic else None
         anchor = options.anchor
