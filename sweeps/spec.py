@@ -21,15 +21,12 @@ from analysis.load import home
 from trainables import __version__
 from trainables.domain import (
     AXIS_NAMES,
-    AnchorName,
     Axis,
     DecayName,
     DtypeName,
     InputError,
     Mistake,
-    OptimiserName,
     Point,
-    RegulariserName,
     Training,
     nearest,
     unknown_axis,
@@ -49,6 +46,12 @@ def _seconds(value: Any) -> Any:
 
 def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
+
+
+def _stabiliser(value: Any) -> Any:
+    """Options without a name are those of the stability regulariser."""
+    value = _named(value)
+    return {"name": "stability", **value} if isinstance(value, dict) else value
 
 
 def _fixed(value: Any) -> Any:
@@ -81,8 +84,8 @@ class AxesPart(_Part):
     weight_decay: AxisField = AxisPart(value=0.0)
 
 
-class TaskPart(BaseModel):
-    """A task's name and its options."""
+class NamedPart(BaseModel):
+    """A name and the options of what it names."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str | None = None
@@ -123,13 +126,13 @@ class TrackingPart(_Part):
 class SweepSpec(_Part):
     """Everything that a sweep is: built by `load_spec`, which checks all its laws at once.
 
-    The fields from `ks` to `sharpness` are those of `Training`. What only decides where and for
+    The fields from `ks` to `lyapunov` are those of `Training`. What only decides where and for
     how long a sweep runs (name, budget, resources, tracking, folder) is not part of its hash: a
     sweep with a larger budget goes on with the points it has.
     """
 
     name: str | None = None
-    task: Annotated[TaskPart, BeforeValidator(_named)] = TaskPart()
+    task: Annotated[NamedPart, BeforeValidator(_named)] = NamedPart()
     axes: AxesPart = AxesPart()
     ks: tuple[int, ...] = (1, 3)
     seeds: int = 1
@@ -137,12 +140,14 @@ class SweepSpec(_Part):
     steps: int = 400
     dtype: DtypeName = "float32"
     device: str = "cpu"
-    optimiser: OptimiserName = "sgd"
+    optimiser: str = "sgd"
     momentum: float | None = None
-    decay: DecayName = "coupled"
-    regulariser: RegulariserName = "closed-form"
-    anchor: AnchorName = "never"
+    decay: DecayName | None = None
+    beta2: float | None = None
+    eps: float | None = None
+    stabiliser: Annotated[NamedPart, BeforeValidator(_stabiliser)] = NamedPart(name="stability")
     sharpness: bool = True
+    lyapunov: bool = True
     search: SearchPart = SearchPart()
     budget: BudgetPart = BudgetPart()
     resources: ResourcesPart = ResourcesPart()
@@ -152,7 +157,14 @@ class SweepSpec(_Part):
     @cached_property
     def training(self) -> Training:
         """How every point is trained."""
-        return Training(**{f.name: getattr(self, f.name) for f in fields(Training)})
+        from trainables.dynamics.stabilisers import get_stabiliser, options_of
+
+        settings = {f.name: getattr(self, f.name) for f in fields(Training)}
+        named = self.stabiliser.model_dump()
+        settings["stabiliser"] = named
+        if isinstance(named["name"], str):
+            settings["stabiliser"] = options_of(get_stabiliser(**named))
+        return Training(**settings)
 
     @cached_property
     def space(self) -> tuple[Axis, ...]:
@@ -192,21 +204,33 @@ class SweepSpec(_Part):
     def resolved(self) -> dict[str, Any]:
         """The spec with all defaults filled in, as plain values; loads back to itself."""
         content: dict[str, Any] = self.model_dump(mode="json", exclude={"task", "axes"})
-        content["momentum"] = self.training.momentum
+        content |= self._trained()
         axes = {}
         for name in AXIS_NAMES:
             part = getattr(self.axes, name).model_dump(exclude_defaults=True)
             axes[name] = part["value"] if set(part) == {"value"} else part
-        return {"task": {"name": self.task_name, **self.task_options}, "axes": axes, **content}
+        return {"task": self._task(), "axes": axes, **content}
+
+    def _task(self) -> dict[str, Any]:
+        """The task's name and all its options."""
+        from trainables.tasks import get_task
+
+        return {"name": self.task_name, **asdict(get_task(self.task_name, **self.task_options))}  # type: ignore[call-overload]
+
+    def _trained(self) -> dict[str, Any]:
+        """The fields of the training, the stabiliser with all its options."""
+        settings: dict[str, Any] = json.loads(json.dumps(asdict(self.training)))
+        return settings
 
     def about(self) -> dict[str, Any]:
         """What is swept, without where and for how long: this is what the hash covers."""
         axes = {a.name: {k: v for k, v in asdict(a).items() if k != "name"} for a in self.space}
+        unused = set() if self.search.method == "grid" else {"levels"}
         return {
-            "task": {"name": self.task_name, **self.task_options},
+            "task": self._task(),
             "axes": axes,
-            "training": json.loads(json.dumps(asdict(self.training))),
-            "search": self.search.model_dump(mode="json"),
+            "training": self._trained(),
+            "search": self.search.model_dump(mode="json", exclude=unused),
             "stabmap": __version__,
         }
 
@@ -439,8 +463,8 @@ def _laws(spec: SweepSpec) -> Iterable[Mistake]:
     if training is not None:
         if "lr" in by_name:
             yield from _underflow(by_name["lr"], training)
-        if "alpha" in by_name:
-            yield from _regulariser_laws(spec, by_name["alpha"], training)
+        yield from _optimiser_laws(training, by_name)
+        yield from _stabiliser_laws(spec, by_name.get("alpha"), training)
     yield from _search_laws(spec, axes)
     yield from _budget_laws(spec)
     if re.search(r"://[^/]*:[^/]*@|(?i:password|token)=", spec.tracking.address or ""):
@@ -497,17 +521,35 @@ def _underflow(lr: Axis, training: Training) -> Iterable[Mistake]:
         )
 
 
-def _regulariser_laws(spec: SweepSpec, alpha: Axis, training: Training) -> Iterable[Mistake]:
-    from trainables.evaluate import regulariser_mistakes
+def _optimiser_laws(training: Training, axes: Mapping[str, Axis]) -> Iterable[Mistake]:
+    """Whether an optimiser of PyTorch's own exists and takes what it will be given."""
+    from trainables.dynamics.torch_optimiser import optimiser_of
+
+    def largest(name: str, fallback: float) -> float:
+        axis = axes.get(name)
+        return fallback if axis is None else (axis.high or axis.value or 0.0)
+
+    lr, weight_decay = largest("lr", 1.0), largest("weight_decay", 0.0)
+    try:
+        optimiser_of(training, lr, weight_decay, training.ks[0])
+    except InputError as error:
+        yield from error.mistakes
+
+
+def _stabiliser_laws(spec: SweepSpec, alpha: Axis | None, training: Training) -> Iterable[Mistake]:
+    from trainables.dynamics.stabilisers import strength_mistakes
     from trainables.tasks import get_task
 
-    if not alpha.free and alpha.value == 0:
+    strongest = 0.0 if alpha is None else (alpha.high if alpha.free else alpha.value) or 0.0
+    if strongest == 0:
         return
     try:
         task = get_task(spec.task_name, **spec.task_options)
     except (InputError, AssertionError):
         return
-    yield from regulariser_mistakes(task, training)
+    assert alpha is not None
+    field = "axes.alpha.high" if alpha.free else "axes.alpha"
+    yield from strength_mistakes(field, strongest, task, training)
 
 
 def _search_laws(spec: SweepSpec, axes: list[Axis]) -> Iterable[Mistake]:

@@ -244,21 +244,36 @@ MESSAGES: list[tuple[Build, tuple[str, str, str, str]]] = [
         ("dtype", "'float16'", "unknown choice", "use one of float32, float64"),
     ),
     (
-        lambda: Training(optimiser="rmsprop"),  # type: ignore[arg-type]
-        ("optimiser", "'rmsprop'", "unknown choice", "use one of sgd, nesterov, adam"),
+        lambda: Training(optimiser="lbfgs"),  # type: ignore[arg-type]
+        ("optimiser", "'lbfgs'", "unknown choice", "use one of sgd, nesterov, adam, adamw"),
     ),
     (
         lambda: Training(decay="l1"),  # type: ignore[arg-type]
         ("decay", "'l1'", "unknown choice", "use one of coupled, decoupled"),
     ),
     (
-        lambda: Training(regulariser="svd"),  # type: ignore[arg-type]
-        ("regulariser", "'svd'", "unknown choice", "use one of closed-form, reference"),
+        lambda: Training(lyapunov="often"),  # type: ignore[arg-type]
+        ("lyapunov", "'often'", "unknown choice", "use one of False, True"),
     ),
     (
-        lambda: Training(anchor="step"),  # type: ignore[arg-type]
-        ("anchor", "'step'", "unknown choice", "use one of never, epoch"),
+        lambda: Training(stabiliser={"mode": "analytic"}),
+        ("stabiliser", "{'mode': 'analytic'}", "a mapping with name", "use stabiliser: stability"),
     ),
+    (
+        lambda: Training(optimiser="adam", beta2=1.0),
+        ("beta2", "1.0", "0 <= beta2 < 1", "use 0.999"),
+    ),
+    (lambda: Training(optimiser="adam", eps=0.0), ("eps", "0.0", "eps > 0", "use 1e-8")),
+    (lambda: Training(beta2=0.9), ("beta2", "0.9", "sgd has no second moment", "use adam")),
+    (
+        lambda: Training(optimiser="adadelta", momentum=0.5),
+        ("momentum", "0.5", "adadelta has no momentum", "rmsprop"),
+    ),
+    (
+        lambda: Training(optimiser="adamw", decay="coupled"),
+        ("decay", "'coupled'", "adamw decouples its weight decay", "use optimiser: adam"),
+    ),
+    (lambda: Training(seeds=True), ("seeds", "True", "number of replicates >= 1", "use seeds: 1")),
     (lambda: Training(device="tpu"), ("device", "'tpu'", "unknown device", "use cpu, cuda")),
     (lambda: Training(device="cuda:x"), ("device", "'cuda:x'", "unknown device", "use cpu, cuda")),
     (lambda: Margins(math.nan, 0.0), ("stable", "nan", "a margin is finite", "report this")),

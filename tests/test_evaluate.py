@@ -177,7 +177,7 @@ def flat(tensors: list[Tensor]) -> NDArray[np.float64]:
     return torch.cat([t.reshape(-1) for t in tensors]).double().numpy()
 
 
-@pytest.mark.parametrize("regulariser", ["closed-form", "reference"])
+@pytest.mark.parametrize("stabiliser", ["stability", "stability-reference"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "task",
@@ -189,12 +189,12 @@ def flat(tensors: list[Tensor]) -> NDArray[np.float64]:
     ],
     ids=lambda t: f"{t.name}-{t.batch}",
 )
-def test_without_regulariser_nothing_of_it_is_left(
-    task: Task, dtype: str, regulariser: str
+def test_without_strength_nothing_of_a_stabiliser_is_left(
+    task: Task, dtype: str, stabiliser: str
 ) -> None:
     """Acceptance row 4: alpha = 0 repeats the bare training to the bit."""
     training = checked_training(
-        {"steps": 20, "dtype": dtype, "momentum": 0.5, "regulariser": regulariser}
+        {"steps": 20, "dtype": dtype, "momentum": 0.5, "stabiliser": stabiliser}
     )
     point = Point(0.02, 0.0, 0.01)
     bench = Bench.of(task, training)
@@ -399,7 +399,7 @@ def test_twins_see_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> None:
         return step(self, rows)
 
     monkeypatch.setattr(Trajectory, "step", spy)
-    evaluate([Point(0.05)], TINY_MLP, steps=20, ks=(3, 1, 5))
+    evaluate([Point(0.05)], TINY_MLP, steps=20, ks=(3, 1, 5), lyapunov=False)
     assert seen[1] == seen[3] == seen[5]
     assert len(seen[1]) == 20
     assert len({tuple(rows) for rows in seen[1]}) == 20
@@ -439,7 +439,7 @@ def test_a_divergent_training_ends_early_and_costs_nothing_more(
     # |K| grows by 1.4 a step, so the loss by 1.96, from 9498 to 1e12 times that.
     assert found.steps_run == result.verdict.step
     assert found.steps_run == pytest.approx(math.log(1e12) / math.log(1.96), abs=3)
-    assert len(steps) == 2 * found.steps_run
+    assert len(steps) == 3 * found.steps_run  # two k and the neighbour
     assert result.verdict.margins.stable == -1.0
     expected = 1 - 0.45 * 400 * 2 * math.log(1.4) / math.log(10)
     assert result.verdict.margins.bounded == pytest.approx(expected, rel=0.15)
@@ -496,7 +496,7 @@ def test_slow_growth_is_divergent_too(steps: list[int]) -> None:
     (result,) = evaluate([Point(2.05)], Bowl((1.0,)), steps=60)
     assert result.verdict.reason is Reason.GROWING
     assert result.verdict.step == 60
-    assert len(steps) == 120
+    assert len(steps) == 180
     expected = 1 - 24 * 2 * math.log10(1.05)
     assert result.verdict.margins.bounded == pytest.approx(expected, rel=1e-3)
 
@@ -537,31 +537,38 @@ PACKS: list[tuple[str, dict[str, Any], float, dict[str, Any]]] = [
     ("one-layer-cnn", {"image": 8, "kernel": 4}, 0.0, {"momentum": 0.9}),
     ("one-layer-cnn", {"image": 8, "kernel": 4}, 0.5, {"optimiser": "adam"}),
     ("mnist-mlp", MLP, 0.3, {"optimiser": "adam", "dtype": "float64"}),
-    ("mnist-mlp", {**MLP, "batch_size": 8}, 0.3, {"momentum": 0.9, "anchor": "epoch"}),
+    (
+        "mnist-mlp",
+        {**MLP, "batch_size": 8},
+        0.3,
+        {"momentum": 0.9, "stabiliser": {"name": "stability", "anchor": "epoch"}},
+    ),
     (
         "mnist-mlp",
         {**MLP, "loss_name": "squared-error", "batch_size": 8},
         2.0,
-        {"regulariser": "reference", "optimiser": "nesterov", "seeds": 2},
+        {"stabiliser": "stability-reference", "optimiser": "nesterov", "seeds": 2},
     ),
     (
         "mnist-mlp",
         {**MLP, "loss_name": "squared-error"},
         2.0,
-        {"regulariser": "closed-form", "optimiser": "adam"},
+        {"optimiser": "adam", "lyapunov": False},
     ),
     (
         "mnist-regression",
         {"samples": 12, "batch_size": 4},
         2.0,
-        {"regulariser": "reference", "momentum": 0.9},
+        {"stabiliser": "stability-reference", "momentum": 0.9},
     ),
     (
         "mnist-regression",
         {"samples": 12, "batch_size": 4, "loss_name": "mean-squared-error"},
-        2.0,
-        {"optimiser": "adam"},
+        0.6,
+        {"optimiser": "adamw", "stabiliser": {"name": "stable-spam", "reset_every": 7}},
     ),
+    ("mnist-mlp", MLP, 0.5, {"optimiser": "rmsprop", "stabiliser": "stablemax"}),
+    ("mnist-mlp", MLP, 0.5, {"optimiser": "adadelta", "stabiliser": "spectra"}),
 ]
 
 
@@ -734,6 +741,7 @@ def test_the_global_generators_are_left_alone() -> None:
 
 # ------------------------------------------------------------------ messages
 
+ANALYTIC = {"name": "stability", "mode": "analytic"}
 MESSAGES: list[tuple[Callable[[], object], tuple[str, str, str, str]]] = [
     (
         lambda: evaluate([], TINY_CNN, stepz=5),
@@ -748,13 +756,21 @@ MESSAGES: list[tuple[Callable[[], object], tuple[str, str, str, str]]] = [
         ("lr", "1e-38", "lr / 3 underflows float32", "use lr >= 3.53e-38, or dtype float64"),
     ),
     (
-        lambda: evaluate([Point(0.1, 1.0)], TINY_CNN, regulariser="reference"),
+        lambda: evaluate([Point(0.1, 1.0)], TINY_CNN, stabiliser=ANALYTIC),
         (
-            "regulariser",
-            "'reference'",
-            "the reference variant has no update formula for the loss binary-cross-entropy",
-            "use regulariser: closed-form, or a task with an absolute or squared error",
+            "stabiliser.mode",
+            "'analytic'",
+            "the loss binary-cross-entropy has no closed-form output gradient",
+            "use mode: generic, or a task with an absolute or squared error",
         ),
+    ),
+    (
+        lambda: evaluate([Point(0.1)], TINY_CNN, stabiliser="stabilty"),
+        ("stabiliser", "'stabilty'", "no such stabiliser", "did you mean stability?"),
+    ),
+    (
+        lambda: evaluate([Point(0.1, 1.5)], TINY_CNN, stabiliser="orthogonal-gradient"),
+        ("alpha", "1.5", "alpha <= 1 for the stabiliser orthogonal-gradient", "lower it"),
     ),
     (
         lambda: evaluate([Point(0.1)], TINY_CNN, steps=3),
@@ -781,11 +797,11 @@ def test_messages_name_field_value_law_and_remedy(
 def test_mistakes_of_all_points_are_listed_and_nothing_is_trained(steps: list[int]) -> None:
     points = [Point(0.1), Point(1e-40), Point(1e-39, 1.0)]
     with pytest.raises(InputError) as caught:
-        evaluate(points, TINY_CNN, regulariser="reference")
-    assert [m.field for m in caught.value.mistakes] == ["lr", "lr", "regulariser"]
+        evaluate(points, TINY_CNN, stabiliser=ANALYTIC)
+    assert [m.field for m in caught.value.mistakes] == ["lr", "lr", "stabiliser.mode"]
     assert steps == []
     assert len(evaluate([Point(1e-38)], TINY_CNN, steps=20, dtype="float64")) == 1
-    assert len(evaluate([Point(0.1)], TINY_CNN, steps=20, regulariser="reference")) == 1
+    assert len(evaluate([Point(0.1)], TINY_CNN, steps=20, stabiliser=ANALYTIC)) == 1
 
 
 def test_a_gpu_that_is_not_there() -> None:
@@ -811,6 +827,7 @@ def test_a_replicate_names_its_evidence() -> None:
         "sharpness_ratio",
         "rise",
         "metric",
+        "lyapunov_exponent",
     }
     assert set(found.curves) == {"loss", "rel_l1_k3", "sharpness_ratio"}
     assert isinstance(TINY_CNN.module(0), nn.Module)

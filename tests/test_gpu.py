@@ -49,7 +49,7 @@ def test_verdicts_are_exact(dtype: str) -> None:
 @pytest.mark.parametrize("optimiser", ["sgd", "nesterov", "adam"])
 def test_convolutions_repeat_to_the_bit(optimiser: str, alpha: float) -> None:
     """k repeated and k doubled agree on the device's own kernels."""
-    training = Training(device="cuda", optimiser=optimiser)  # type: ignore[arg-type]
+    training = Training(device="cuda", optimiser=optimiser)
     check_reproducible(Point(0.01, alpha), RandomImages(samples=400), training)
 
 

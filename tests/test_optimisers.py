@@ -15,7 +15,7 @@ from torch import Tensor
 from trainables.domain import Training
 from trainables.dynamics.optimisers import Optimiser
 
-Name = Literal["sgd", "nesterov", "adam"]
+Name = Literal["sgd", "nesterov", "adam", "rmsprop", "adadelta"]
 Decay = Literal["coupled", "decoupled"]
 
 #: name and momentum of each rule.
@@ -24,6 +24,9 @@ RULES: tuple[tuple[Name, float], ...] = (
     ("sgd", 0.9),
     ("nesterov", 0.9),
     ("adam", 0.9),
+    ("rmsprop", 0.0),
+    ("rmsprop", 0.6),
+    ("adadelta", 0.0),
 )
 DECAYS: tuple[Decay, ...] = ("coupled", "decoupled")
 SIZE = 50
@@ -73,7 +76,7 @@ def torch_run(
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize(("name", "momentum"), RULES)
 def test_agrees_with_torch(name: Name, momentum: float, decay: Decay, weight_decay: float) -> None:
-    """torch has no decoupled SGD: there the parameters are scaled by hand before its step."""
+    """Decoupled decay is in torch's Adam only: elsewhere the parameters are scaled by hand."""
     lr = 0.05
     coupled = decay == "coupled"
 
@@ -81,12 +84,17 @@ def test_agrees_with_torch(name: Name, momentum: float, decay: Decay, weight_dec
         if name == "adam":
             kind = torch.optim.Adam if coupled else torch.optim.AdamW
             return kind(parameters, lr=lr, betas=(momentum, 0.999), weight_decay=weight_decay)
+        lam = weight_decay if coupled else 0.0
+        if name == "rmsprop":
+            return torch.optim.RMSprop(parameters, lr=lr, momentum=momentum, weight_decay=lam)
+        if name == "adadelta":
+            return torch.optim.Adadelta(parameters, lr=lr, weight_decay=lam)
         return torch.optim.SGD(
             parameters,
             lr=lr,
             momentum=momentum,
             nesterov=name == "nesterov",
-            weight_decay=weight_decay if coupled else 0.0,
+            weight_decay=lam,
         )
 
     start, gradient = bowl(1, torch.float64)
@@ -135,14 +143,16 @@ def test_k_1_2_4_8_1024_and_3_6(name: Name, momentum: float, dtype: torch.dtype)
     start, gradient = bowl(0, dtype)
 
     def end(k: int) -> Tensor:
-        return run(Optimiser(name, 0.05, 5e-4, k, momentum), start, gradient, 200)[-1]
+        lr = 1.0 if name == "adadelta" else 0.05  # its own steps are a thousand times smaller
+        return run(Optimiser(name, lr, 5e-4, k, momentum), start, gradient, 200)[-1]
 
     for k in (2, 4, 8, 1024):
         assert torch.equal(end(1), end(k))
     assert torch.equal(end(3), end(6))
     for k in (3, 5, 7):
         gap = float((end(k) - end(1)).abs().max())
-        assert 0 < gap < 100 * torch.finfo(dtype).eps
+        # RMSprop steps by signs near a minimum, which turns roundings into whole steps.
+        assert 0 < gap < (1000 if name == "rmsprop" else 100) * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("k", [1, 3, 7, 12])
@@ -173,7 +183,8 @@ def test_the_state_never_sees_k(name: Name, momentum: float) -> None:
         for count in range(3):  # always at the same place
             _, slots = rule.step(start, gradient(start), slots, count)
         states.append(slots)
-    assert len(states[0]) == {"adam": 2}.get(name, 1 if momentum else 0)
+    expected = {"adam": 2, "adadelta": 2, "rmsprop": 2 if momentum else 1}
+    assert len(states[0]) == expected.get(name, 1 if momentum else 0)
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
 
 
@@ -197,3 +208,47 @@ def test_rule_of_a_training() -> None:
     assert (rule.momentum, rule.decay) == (0.5, "decoupled")
     assert Optimiser.of(Training(optimiser="adam"), 0.1, 0.0, 1).momentum == 0.9
     assert Optimiser.of(Training(), 0.1, 0.0, 1).momentum == 0.0
+    rule = Optimiser.of(Training(optimiser="adamw", beta2=0.99, eps=1e-6), 0.1, 0.2, 1)
+    assert (rule.name, rule.decay, rule.beta2, rule.eps) == ("adam", "decoupled", 0.99, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "beta2", "eps"),
+    [("adam", 0.95, 1e-4), ("rmsprop", 0.9, 1e-3), ("adadelta", 0.5, 1e-2)],
+)
+def test_second_moment_settings_are_those_of_torch(name: Name, beta2: float, eps: float) -> None:
+    """beta2 is Adam's second beta, RMSprop's alpha and AdaDelta's rho."""
+
+    def make(parameters: list[Tensor]) -> torch.optim.Optimizer:
+        if name == "adam":
+            return torch.optim.Adam(parameters, lr=0.05, betas=(0.9, beta2), eps=eps)
+        if name == "rmsprop":
+            return torch.optim.RMSprop(parameters, lr=0.05, alpha=beta2, eps=eps)
+        return torch.optim.Adadelta(parameters, lr=0.05, rho=beta2, eps=eps)
+
+    start, gradient = bowl(2, torch.float64)
+    momentum = 0.9 if name == "adam" else 0.0
+    rule = Optimiser(name, 0.05, momentum=momentum, beta2=beta2, eps=eps)
+    expected = torch_run(make, start, gradient, 50)
+    for ours, theirs in zip(run(rule, start, gradient, 50), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["adam", "rmsprop", "adadelta"])
+def test_a_gradient_of_zero_leaves_a_finite_derivative(name: Name) -> None:
+    """The stability regulariser differentiates a step by the gradient, also where that is 0."""
+    zero = torch.zeros(3, dtype=torch.float64)
+    rule = Optimiser(name, 0.1)
+    gradient = zero.clone().requires_grad_()
+    new, _ = rule.step(zero, gradient, rule.init(zero), 0)
+    (slope,) = torch.autograd.grad(new.sum(), gradient)
+    assert bool(torch.isfinite(slope).all())
+
+
+def test_subnormal_numbers_are_the_limit_of_the_law() -> None:
+    """Where k g or lr / k leaves the normal range, bits are lost: 2^n is no longer harmless."""
+    lr = 1.2345e-37  # lr / 1024 is subnormal in float32
+    zero, gradient = torch.zeros(1), torch.tensor([1.2345])
+    near, far = (Optimiser("sgd", lr, k=k).step(zero, gradient, (), 0)[0] for k in (1, 1024))
+    assert not torch.equal(near, far)
+    assert float(far) == pytest.approx(float(near), rel=1e-3)

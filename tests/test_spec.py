@@ -82,10 +82,52 @@ LAWS: list[tuple[dict[str, Any], str, str, str, str]] = [
     ({"momentum": -0.1}, "momentum", "-0.1", "0 <= momentum < 1", "0.9"),
     ({"momentum": math.nan}, "momentum", "nan", "0 <= momentum < 1", "0.9"),
     ({"dtype": "float16"}, "dtype", "'float16'", "must be 'float32' or 'float64'", "write"),
-    ({"optimiser": "sdg"}, "optimiser", "'sdg'", "'sgd', 'nesterov' or 'adam'", "write"),
+    ({"optimiser": "sdg"}, "optimiser", "'sdg'", "unknown choice", "use one of sgd"),
+    (
+        {"optimiser": "torch.optim.NAdm"},
+        "optimiser",
+        "'torch.optim.NAdm'",
+        "no such optimiser in torch.optim",
+        "did you mean NAdam?",
+    ),
+    (
+        {"optimiser": "torch.optim.Rprop", "axes.weight_decay": 0.1},
+        "optimiser",
+        "'torch.optim.Rprop'",
+        "unexpected keyword argument 'weight_decay'",
+        "use another optimiser",
+    ),
+    (
+        {"optimiser": "torch.optim.NAdam", "decay": "coupled"},
+        "decay",
+        "'coupled'",
+        "torch.optim.NAdam keeps its own decay",
+        "leave it out",
+    ),
     ({"decay": "both"}, "decay", "'both'", "'coupled' or 'decoupled'", "write"),
-    ({"regulariser": "svd"}, "regulariser", "'svd'", "'closed-form' or 'reference'", "write"),
-    ({"anchor": "always"}, "anchor", "'always'", "'never' or 'epoch'", "write"),
+    (
+        {"stabiliser": "stable-spm"},
+        "stabiliser",
+        "'stable-spm'",
+        "no such stabiliser",
+        "did you mean stable-spam",
+    ),
+    (
+        {"stabiliser": {"name": "stability", "anchor": "always"}},
+        "stabiliser.anchor",
+        "'always'",
+        "never, epoch or a number of steps >= 1",
+        "use never",
+    ),
+    (
+        {"stabiliser.anchors": 3},
+        "stabiliser.anchors",
+        "3",
+        "stability has no such option",
+        "did you mean anchor",
+    ),
+    ({"beta2": 1.0, "optimiser": "adam"}, "beta2", "1.0", "0 <= beta2 < 1", "0.999"),
+    ({"lyapunov": "perhaps"}, "lyapunov", "'perhaps'", "must be a valid boolean", "write"),
     ({"sharpness": "perhaps"}, "sharpness", "'perhaps'", "must be a valid boolean", "write"),
     ({"device": "tpu"}, "device", "'tpu'", "unknown device", "use cpu"),
     ({"device": "cuda:x"}, "device", "'cuda:x'", "unknown device", "use cpu"),
@@ -226,14 +268,23 @@ def test_underflow_begins_where_numbers_lose_bits(dtype: str, ks: list[int]) -> 
     assert [m.field for m in found] == ["axes.lr"]
 
 
-def test_the_reference_regulariser_needs_a_loss_that_it_knows() -> None:
-    changes = {"regulariser": "reference", "axes.alpha": 0.1}
+def test_the_analytic_regulariser_needs_a_loss_that_it_knows() -> None:
+    changes = {"stabiliser": {"name": "stability", "mode": "analytic"}, "axes.alpha": 0.1}
     (found,) = mistakes(BASE, changes)
-    assert found.field == "regulariser"
+    assert found.field == "stabiliser.mode"
     assert "binary-cross-entropy" in found.law
-    assert "closed-form" in found.remedy
-    load_spec(BASE, {**changes, "axes.alpha": 0})  # without a regulariser it does not matter
+    assert "generic" in found.remedy
+    load_spec(BASE, {**changes, "axes.alpha": 0})  # without a strength it does not matter
     load_spec(BASE, {**changes, "task": {"name": "mnist-regression"}})
+
+
+def test_a_strength_that_mixes_ends_at_one() -> None:
+    axis = {"scale": "linear", "low": 0, "high": 2}
+    changes = {"stabiliser": "orthogonal-gradient", "axes.alpha": axis}
+    (found,) = mistakes(BASE, changes)
+    assert (found.field, found.value) == ("axes.alpha.high", 2)
+    assert "alpha <= 1" in found.law
+    load_spec(BASE, {**changes, "axes.alpha.high": 1})
 
 
 @pytest.mark.parametrize("ks", [(1, 2, 3), (3, 1, 8), (1, 5, 4)])
@@ -643,10 +694,13 @@ valid_specs = st.fixed_dictionaries(
         "seed": st.integers(-(2**63), 2**63 - 1),
         "steps": st.integers(20, 10**6),
         "dtype": st.sampled_from(["float32", "float64"]),
-        "optimiser": st.sampled_from(["sgd", "nesterov", "adam"]),
+        "optimiser": st.sampled_from(["sgd", "nesterov", "adam", "rmsprop"]),
         "momentum": st.none() | st.floats(0, 1, exclude_max=True),
         "decay": st.sampled_from(["coupled", "decoupled"]),
-        "anchor": st.sampled_from(["never", "epoch"]),
+        "stabiliser": st.sampled_from(
+            ["clip-norm", {"name": "stability", "anchor": 7, "layers": None}, "stable-spam"]
+        ),
+        "lyapunov": st.booleans(),
         "sharpness": st.booleans(),
         "search": st.fixed_dictionaries(
             {},
@@ -693,7 +747,12 @@ def test_resolved_reads_as_people_write() -> None:
         "alpha": 0.5,
         "weight_decay": {"scale": "log", "low": 1e-3, "high": 1.0, "zero": True},
     }
-    assert resolved["task"] == {"name": "one-layer-cnn", "image": 64}
+    assert resolved["task"] == {
+        "name": "one-layer-cnn",
+        "image": 64,
+        "kernel": 32,
+        "distinct": True,
+    }
     assert resolved["folder"]
 
 
@@ -731,18 +790,20 @@ TELLING: dict[str, list[Any]] = {
     "steps": [61],
     "dtype": ["float64"],
     "device": ["cuda", "cuda:0"],
-    "optimiser": ["nesterov", "adam"],
+    "optimiser": ["nesterov", "adam", "adamw", "rmsprop", "adadelta", "torch.optim.NAdam"],
     "momentum": [0.5],
     "decay": ["decoupled"],
-    "regulariser": ["reference"],
-    "anchor": ["epoch"],
+    "stabiliser": ["stability-reference", {"name": "stability", "anchor": "epoch"}, "clip-norm"],
+    "lyapunov": [False],
+    "beta2": [0.5, 0.6],
+    "eps": [1e-3],
     "sharpness": [False],
     "search": [
         {"method": "grid"},
         {"method": "tpe"},
         {"batch": 15},
-        {"levels": 7},
-        {"levels": {"lr": 8}},
+        {"method": "grid", "levels": 7},
+        {"method": "grid", "levels": {"lr": 8}},
         {"start": [{"lr": 1, "weight_decay": 0}]},
         {"start": [{"lr": 1, "weight_decay": 1}]},
     ],
@@ -765,7 +826,8 @@ def test_hash_does_not_change_with(field: str) -> None:
 def test_all_changes_that_tell_give_different_hashes() -> None:
     hashes = [load_spec(BASE).hash]
     for field, values in TELLING.items():
-        hashes += [load_spec({**BASE, field: value}).hash for value in values]
+        adaptive = {"optimiser": "rmsprop"} if field in ("beta2", "eps") else {}
+        hashes += [load_spec({**BASE, **adaptive, field: value}).hash for value in values]
     assert len(hashes) == 1 + sum(map(len, TELLING.values()))
     assert len(set(hashes)) == len(hashes)
 
@@ -784,7 +846,14 @@ def test_hash_changes_with_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"axes": {"lr": 0.1}}, {"axes": {"lr": 0.1, "alpha": 0, "weight_decay": 0.0}}),
         ({"axes": {"lr": 1}}, {"axes": {"lr": 1.0}}),
         ({"momentum": None}, {"momentum": 0}),
-        ({"optimiser": "adam"}, {"optimiser": "adam", "momentum": 0.9}),
+        ({"optimiser": "adam"}, {"optimiser": "adam", "momentum": 0.9, "beta2": 0.999}),
+        ({"optimiser": "adamw"}, {"optimiser": "adam", "decay": "decoupled"}),
+        ({"task": "one-layer-cnn"}, {"task": {"name": "one-layer-cnn", "image": 256}}),
+        ({"search": {"levels": 3}}, {"search": {"levels": 5}}),
+        (
+            {"stabiliser": "stability"},
+            {"stabiliser": {"name": "stability", "mode": "auto", "anchor": "never"}},
+        ),
         ({"search": {}}, {"search": {"method": "sobol", "levels": 8, "batch": 16}}),
         ({"ks": [1, 3]}, {"ks": (1, 3)}),
     ],

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from analysis.theory import decay_bound, quadratic_threshold
 from trainables.dynamics.optimisers import Optimiser
-from trainables.dynamics.thresholds import adam_scaling, stability_ratio
+from trainables.dynamics.thresholds import preconditioner_scaling, stability_ratio
 
 Name = Literal["sgd", "nesterov", "adam"]
 Decay = Literal["coupled", "decoupled"]
@@ -24,11 +24,48 @@ def test_adam_scaling() -> None:
     rule = Optimiser("adam", 0.1, momentum=0.9)
     gradient = torch.tensor([0.5, -2.0, 0.0])
     _, slots = rule.step(gradient, gradient, rule.init(gradient), 0)
-    first = adam_scaling(rule, slots[1], 1)
+    first = preconditioner_scaling(rule, [slots], 1)
+    assert first is not None
     np.testing.assert_allclose(first, [0.5**-0.5, 2.0**-0.5, 1e4], rtol=1e-5)
     v = torch.tensor([0.04], dtype=torch.float64)
     expected = (math.sqrt(0.04 / (1 - 0.999**7)) + 1e-8) ** -0.5
-    np.testing.assert_allclose(adam_scaling(rule, v, 7), [expected], rtol=1e-13)
+    later = preconditioner_scaling(rule, [(v, v)], 7)
+    assert later is not None
+    np.testing.assert_allclose(later, [expected], rtol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["adam", "rmsprop", "adadelta"])
+def test_scaling_is_the_slope_of_the_step(name: Name) -> None:
+    """With the second moments held, the update is -lr P^(-1) g: the steps of torch.optim."""
+    slots = torch.tensor([0.3, 2.0], dtype=torch.float64), torch.tensor([0.5, 0.01]).double()
+    rule = Optimiser(name, 0.1, momentum=0.0)
+    parameter = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    kinds = {
+        "adam": torch.optim.Adam([parameter], lr=0.1, betas=(0.0, 0.999)),
+        "rmsprop": torch.optim.RMSprop([parameter], lr=0.1),
+        "adadelta": torch.optim.Adadelta([parameter], lr=0.1),
+    }
+    names = {
+        "adam": ("exp_avg", "exp_avg_sq"),
+        "rmsprop": ("square_avg",),
+        "adadelta": ("square_avg", "acc_delta"),
+    }
+    optimiser = kinds[name]
+    state = dict(zip(names[name], (s.clone() for s in slots), strict=False))
+    optimiser.state[parameter] = {"step": torch.tensor(1e6), **state}
+    tiny = torch.full((2,), 1e-9, dtype=torch.float64)  # too small to move the second moments
+    parameter.grad = tiny.clone()
+    optimiser.step()
+    slope = -parameter.detach() / (0.1 * tiny)
+    decayed = {"adam": 0.999, "rmsprop": 0.99, "adadelta": 0.9}[name]
+    held = tuple(s * (decayed if i == (name == "adam") else 1) for i, s in enumerate(slots))
+    scaling = preconditioner_scaling(rule, [held], 10**6)
+    assert scaling is not None
+    np.testing.assert_allclose(scaling**2, slope, rtol=1e-6)
+
+
+def test_no_preconditioner_no_scaling() -> None:
+    assert preconditioner_scaling(Optimiser("sgd", 0.1), [()], 3) is None
 
 
 # ------------------------------------------------------------------ thresholds

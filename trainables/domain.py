@@ -13,17 +13,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from numbers import Real
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 AXIS_NAMES = ("lr", "alpha", "weight_decay")
 DtypeName = Literal["float32", "float64"]
-OptimiserName = Literal["sgd", "nesterov", "adam"]
+OptimiserName = Literal["sgd", "nesterov", "adam", "adamw", "rmsprop", "adadelta"]
 DecayName = Literal["coupled", "decoupled"]
-RegulariserName = Literal["closed-form", "reference"]
-AnchorName = Literal["never", "epoch"]
+
+#: What comes before the name of an optimiser of PyTorch's own.
+TORCH_OPTIMISER = "torch.optim."
+
+#: Adaptive optimisers with PyTorch's default decay rate of the second moment and eps.
+ADAPTIVE = {"adam": (0.999, 1e-8), "rmsprop": (0.99, 1e-8), "adadelta": (0.9, 1e-6)}
 
 #: Where the extra level 0 of a log or linear axis lies in unit coordinates: just below the axis,
 #: because behaviour at weight_decay -> 0 goes over into behaviour at 0 without a jump.
@@ -292,6 +296,14 @@ def replicate_seed(seed: int, point: Point, replicate: int) -> int:
 # --------------------------------------------------------------------------- training
 
 
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def odd_part(k: int) -> int:
     """The odd factor of k: k and 2^n k give the same training to the bit."""
     while k % 2 == 0:
@@ -313,13 +325,21 @@ class Training:
         steps: number of updates of a full training, at least 20.
         dtype: `float32` or `float64`.
         device: `cpu`, `cuda` or `cuda:N`.
-        optimiser: `sgd` (heavy ball where momentum > 0), `nesterov` or `adam`.
-        momentum: in [0, 1); for Adam the first decay rate beta_1. None takes 0 for sgd and 0.9
-            for the two others.
-        decay: weight decay `coupled` (added to the gradient) or `decoupled` (AdamW).
-        regulariser: variant of the stability regulariser, `closed-form` or `reference`.
-        anchor: when the regulariser forgets its displacement: `never` or at each `epoch`.
+        optimiser: `sgd` (heavy ball where momentum > 0), `nesterov`, `adam`, `adamw` (kept as
+            adam with decoupled decay, which is the same), `rmsprop` or `adadelta`; or one of
+            PyTorch's own, such as `torch.optim.NAdam`, without the sharpness criterion.
+        momentum: in [0, 1); for Adam the first decay rate beta_1; AdaDelta has none. None takes
+            0.9 for nesterov and adam, 0 for the others.
+        decay: weight decay `coupled` (added to the gradient) or `decoupled`. None takes decoupled
+            for adamw, coupled for the others.
+        beta2: decay rate of the second moment in [0, 1): Adam's beta_2, RMSprop's alpha,
+            AdaDelta's rho. None takes PyTorch's default; stays None for sgd and nesterov.
+        eps: added to the second moment's root (AdaDelta: under it), > 0. None as for beta2.
+        stabiliser: what alpha is the strength of: a name, or a mapping with `name` and options
+            (`trainables.dynamics.stabilisers`).
         sharpness: whether the verdict of full-batch trainings also looks at the sharpness.
+        lyapunov: whether the finite-time Lyapunov exponent is measured, by one more trajectory a
+            seed. It is reported and decides nothing.
 
     Raises:
         InputError: if a law is broken; all broken laws are listed.
@@ -331,27 +351,50 @@ class Training:
     steps: int = 400
     dtype: DtypeName = "float32"
     device: str = "cpu"
-    optimiser: OptimiserName = "sgd"
+    optimiser: OptimiserName | str = "sgd"
     momentum: float | None = None
-    decay: DecayName = "coupled"
-    regulariser: RegulariserName = "closed-form"
-    anchor: AnchorName = "never"
+    decay: DecayName | None = None
+    beta2: float | None = None
+    eps: float | None = None
+    stabiliser: str | Mapping[str, Any] = "stability"
     sharpness: bool = True
+    lyapunov: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.ks, (tuple, list)):
             raise InputError([Mistake("ks", self.ks, "a list of integers", "use ks: [1, 3]")])
         object.__setattr__(self, "ks", tuple(self.ks))
-        if self.momentum is None:
-            object.__setattr__(self, "momentum", 0.0 if self.optimiser == "sgd" else 0.9)
-        mistakes = [*self._ks_mistakes(), *self._number_mistakes(), *self._choice_mistakes()]
+        mistakes = [
+            *self._ks_mistakes(),
+            *self._number_mistakes(),
+            *self._choice_mistakes(),
+            *self._optimiser_mistakes(),
+            *self._stabiliser_mistakes(),
+        ]
         if mistakes:
             raise InputError(mistakes)
+        self._fill_in()
+
+    def _fill_in(self) -> None:
+        """Replace every None by what it stands for, so that equal trainings compare equal."""
+        fill = object.__setattr__
+        if self.decay is None and not self.optimiser.startswith(TORCH_OPTIMISER):
+            fill(self, "decay", "decoupled" if self.optimiser == "adamw" else "coupled")
+        if self.optimiser == "adamw":
+            fill(self, "optimiser", "adam")
+        if self.momentum is None:
+            fill(self, "momentum", 0.9 if self.optimiser in ("nesterov", "adam") else 0.0)
+        if self.optimiser in ADAPTIVE:
+            beta2, eps = ADAPTIVE[self.optimiser]
+            fill(self, "beta2", beta2 if self.beta2 is None else self.beta2)
+            fill(self, "eps", eps if self.eps is None else self.eps)
+        if isinstance(self.stabiliser, str):
+            fill(self, "stabiliser", {"name": self.stabiliser})
 
     def _ks_mistakes(self) -> Iterable[Mistake]:
         broken = False
         for k in self.ks:
-            if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+            if not _is_integer(k) or k < 1:
                 broken = True
                 yield Mistake("ks", k, "k is an integer >= 1", "use odd numbers such as 1, 3, 5")
             elif odd_part(k) not in (1, k):
@@ -375,37 +418,81 @@ class Training:
             )
 
     def _number_mistakes(self) -> Iterable[Mistake]:
-        if not isinstance(self.seeds, int) or self.seeds < 1:
+        if not _is_integer(self.seeds) or self.seeds < 1:
             yield Mistake("seeds", self.seeds, "number of replicates >= 1", "use seeds: 1")
-        if not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**63:
+        if not _is_integer(self.seed) or not -(2**63) <= self.seed < 2**63:
             yield Mistake("seed", self.seed, "an integer of 64 bits", "use seed: 0")
-        if not isinstance(self.steps, int) or self.steps < 20:
+        if not _is_integer(self.steps) or self.steps < 20:
             yield Mistake(
                 "steps",
                 self.steps,
                 "steps >= 20 (the verdict looks at the last tenth)",
                 "use a few hundred",
             )
-        momentum = self.momentum
-        if not isinstance(momentum, (int, float)) or not 0 <= momentum < 1:
-            yield Mistake("momentum", momentum, "0 <= momentum < 1", "use 0, or 0.9")
+        for name, example in (("momentum", "0, or 0.9"), ("beta2", "0.999")):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and 0 <= value < 1):
+                yield Mistake(name, value, f"0 <= {name} < 1", f"use {example}")
+        if self.eps is not None and not (_is_number(self.eps) and 0 < self.eps < math.inf):
+            yield Mistake("eps", self.eps, "eps > 0", "use 1e-8")
 
     def _choice_mistakes(self) -> Iterable[Mistake]:
         choices = {
             "dtype": ("float32", "float64"),
-            "optimiser": ("sgd", "nesterov", "adam"),
-            "decay": ("coupled", "decoupled"),
-            "regulariser": ("closed-form", "reference"),
-            "anchor": ("never", "epoch"),
+            "optimiser": get_args(OptimiserName),
+            "decay": (None, *get_args(DecayName)),
+            "sharpness": (False, True),
+            "lyapunov": (False, True),
         }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
+        for name, known in choices.items():
+            if name == "optimiser" and str(self.optimiser).startswith(TORCH_OPTIMISER):
+                continue
+            if getattr(self, name) not in known:
+                allowed = [str(choice) for choice in known if choice is not None]
                 yield Mistake(
                     name, getattr(self, name), "unknown choice", "use one of " + ", ".join(allowed)
                 )
         kind, _, index = str(self.device).partition(":")
         if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
             yield Mistake("device", self.device, "unknown device", "use cpu, cuda or cuda:0")
+
+    def _optimiser_mistakes(self) -> Iterable[Mistake]:
+        """Settings that the optimiser does not have."""
+        name = self.optimiser
+        if name == "adamw" and self.decay == "coupled":
+            yield Mistake(
+                "decay", "coupled", "adamw decouples its weight decay", "use optimiser: adam"
+            )
+        if name == "adadelta" and self.momentum:
+            yield Mistake(
+                "momentum",
+                self.momentum,
+                "adadelta has no momentum",
+                "leave it out, or use rmsprop",
+            )
+        foreign = str(name).startswith(TORCH_OPTIMISER)
+        for field_name in ("beta2", "eps", "decay"):
+            value = getattr(self, field_name)
+            if value is None:
+                continue
+            if foreign:
+                law = f"{name} keeps its own {field_name}"
+                yield Mistake(field_name, value, law, "leave it out, or use adam or rmsprop")
+            elif field_name != "decay" and name in ("sgd", "nesterov"):
+                law = f"{name} has no second moment"
+                yield Mistake(field_name, value, law, "leave it out, or use adam")
+
+    def _stabiliser_mistakes(self) -> Iterable[Mistake]:
+        given = self.stabiliser
+        if not isinstance(given, str) and not (
+            isinstance(given, Mapping) and isinstance(given.get("name"), str)
+        ):
+            yield Mistake(
+                "stabiliser",
+                given,
+                "a name, or a mapping with name and options",
+                "use stabiliser: stability",
+            )
 
     @property
     def smallest_lr(self) -> float:

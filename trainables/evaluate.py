@@ -26,7 +26,10 @@ from trainables.domain import (
 )
 from trainables.dynamics.curvature import sharpness
 from trainables.dynamics.distance import rel_l1
-from trainables.dynamics.thresholds import adam_scaling, stability_ratio
+from trainables.dynamics.lyapunov import Neighbour
+from trainables.dynamics.stabilisers import stabiliser_of, strength_mistakes
+from trainables.dynamics.thresholds import preconditioner_scaling, stability_ratio
+from trainables.dynamics.torch_optimiser import optimiser_of
 from trainables.tasks import Task, get_task
 from trainables.trajectory import Bench, Trajectory, deterministic
 from trainables.verdict import EXPLOSION, Observations, judge
@@ -50,12 +53,14 @@ class ReplicateRun:
         self.seed = seed
         training = bench.training
         self.trajectories = [Trajectory(bench, point, k, seed) for k in training.ks]
+        self.loss = bench.loss(point.alpha)
         self._mirror = bench.network(seed, torch.float64)
+        self._neighbour = Neighbour(self.trajectories[0]) if training.lyapunov else None
         self._stride = 1 if bench.full_batch else max(1, min(10, training.steps // 40))
         half = training.steps // 2
         self._sharpness_steps = frozenset(
             np.linspace(half, training.steps - 1, SHARPNESS_SAMPLES).astype(int).tolist()
-            if bench.full_batch and training.sharpness
+            if bench.full_batch and training.sharpness and self.trajectories[0].optimiser.splits
             else ()
         )
         self.step = 0
@@ -80,6 +85,8 @@ class ReplicateRun:
         before = base.snapshot()
         losses = [float(base.step(rows))]
         losses += [float(other.step(rows)) for other in others]
+        if self._neighbour is not None:
+            self._neighbour.step(rows)
         after = [p.detach() for p in base.parameters]
         self._observe_loss(before, after, rows, losses[0])
         change = rel_l1(after, before)
@@ -124,7 +131,7 @@ class ReplicateRun:
     def _objective(self, parameters: list[Tensor], inputs: Tensor, targets: Tensor) -> float:
         for mirror, value in zip(self._mirror.parameters(), parameters, strict=True):
             mirror.copy_(value)
-        loss = float(self.bench.task.loss.value(self._mirror(inputs), targets))
+        loss = float(self.loss.value(self._mirror(inputs), targets))
         return loss + self._decay_term(parameters)
 
     def _decay_term(self, parameters: list[Tensor]) -> float:
@@ -142,12 +149,8 @@ class ReplicateRun:
 
     def _snapshot(self) -> dict[str, Any]:
         base = self.trajectories[0]
-        adam = base.optimiser.name == "adam"
-        return {
-            "step": self.step,
-            "parameters": base.snapshot(),
-            "second_moment": torch.cat([s[1].reshape(-1) for s in base.slots]) if adam else None,
-        }
+        scaling = preconditioner_scaling(base.optimiser, base.slots, base.age)
+        return {"step": self.step, "parameters": base.snapshot(), "scaling": scaling}
 
     def _sharpness_ratios(self) -> list[float]:
         """Sharpness over threshold at the snapshots; measured after the run, on the base k."""
@@ -160,13 +163,12 @@ class ReplicateRun:
                 ):
                     mirror.copy_(value)
             scaling, decay = None, 0.0
-            if snapshot["second_moment"] is not None:
-                count = snapshot["step"] + 1
-                scaling = adam_scaling(optimiser, snapshot["second_moment"], count)
-                decay = optimiser.weight_decay if optimiser.decay == "coupled" else 0.0
+            if snapshot["scaling"] is not None:
+                scaling = snapshot["scaling"].cpu().numpy()
+                decay = optimiser.weight_decay if optimiser.coupled else 0.0
             top = sharpness(
                 self._mirror,
-                self.bench.task.loss.value,
+                self.loss.value,
                 self.bench.inputs64,
                 self.bench.targets64,
                 scaling,
@@ -199,6 +201,8 @@ class ReplicateRun:
         )
         verdict, evidence = judge(seen)
         evidence["metric"] = self._metric() if full else None
+        if self._neighbour is not None:
+            evidence["lyapunov_exponent"] = self._neighbour.exponent(training.steps // 2)
         curves = {"loss": _curve(self._loss_steps, self._loss)}
         for k, column in zip(training.ks[1:], separation.T, strict=True):
             curves[f"rel_l1_k{k}"] = _curve(range(1, len(column) + 1), column)
@@ -238,6 +242,7 @@ class ReplicateRun:
             "step": self.step,
             "ended": self.ended,
             "ended_by": self.ended_by.value if self.ended_by else None,
+            "neighbour": self._neighbour.state_dict() if self._neighbour else None,
             "records": {name: list(getattr(self, name)) for name in _RECORDS},
         }
 
@@ -245,6 +250,8 @@ class ReplicateRun:
         """Go on from `state_dict`, to the bit."""
         for trajectory, saved in zip(self.trajectories, state["trajectories"], strict=True):
             trajectory.load_state_dict(saved)
+        if self._neighbour is not None:
+            self._neighbour.load_state_dict(state["neighbour"])
         self.step, self.ended = state["step"], state["ended"]
         self.ended_by = Reason(state["ended_by"]) if state["ended_by"] else None
         for name in _RECORDS:
@@ -344,7 +351,7 @@ def evaluate(points: Sequence[Point], task: Task | str, **training: Any) -> list
         points: where to train.
         task: a task or the name of one.
         **training: the fields of `Training`: ks, seeds, seed, steps, dtype, device, optimiser,
-            momentum, decay, regulariser, anchor, sharpness.
+            momentum, decay, beta2, eps, stabiliser, sharpness, lyapunov.
 
     Returns:
         One result a point, in order; `.verdict` has regime, margins, reason and step. A result
@@ -362,6 +369,7 @@ def evaluate(points: Sequence[Point], task: Task | str, **training: Any) -> list
     """
     settings = checked_training(training)
     found = get_task(task) if isinstance(task, str) else task
+    stabiliser_of(settings)  # a mistake in it is reported even where every alpha is 0
     mistakes = [m for p in points for m in point_mistakes(p, found, settings)]
     if mistakes:
         raise InputError(mistakes)
@@ -403,23 +411,13 @@ def point_mistakes(point: Point, task: Task, training: Training) -> list[Mistake
                 f"use lr >= {training.smallest_lr:.3g}, or dtype float64",
             )
         )
+    try:
+        optimiser_of(training, point.lr, point.weight_decay, training.ks[0])
+    except InputError as error:
+        mistakes += error.mistakes
     if point.alpha > 0:
-        mistakes += regulariser_mistakes(task, training)
+        mistakes += strength_mistakes("alpha", point.alpha, task, training)
     return mistakes
-
-
-def regulariser_mistakes(task: Task, training: Training) -> list[Mistake]:
-    """Whether the chosen variant of the regulariser can act on this task."""
-    if training.regulariser == "reference" and task.loss.output_gradient is None:
-        return [
-            Mistake(
-                "regulariser",
-                "reference",
-                f"the reference variant has no update formula for the loss {task.loss.name}",
-                "use regulariser: closed-form, or a task with an absolute or squared error",
-            )
-        ]
-    return []
 
 
 def check_reproducible(point: Point, task: Task, training: Training) -> None:

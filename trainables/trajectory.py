@@ -1,8 +1,8 @@
-"""One training of one point: a network, its optimiser state and, where alpha > 0, a regulariser."""
+"""One training of one point: a network, its optimiser state and, where alpha > 0, a stabiliser."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from trainables.domain import Point, Training, UnreachableError
-from trainables.dynamics.optimisers import Optimiser, Slots
-from trainables.dynamics.stabiliser import VARIANTS, Regulariser, Step
+from trainables.dynamics.optimisers import Slots
+from trainables.dynamics.stabilisers import Action, Setting, Stabiliser, Step, stabiliser_of
+from trainables.dynamics.torch_optimiser import optimiser_of
+from trainables.losses import Loss
 from trainables.tasks import Task
 
 
@@ -30,16 +32,20 @@ def deterministic(device: str) -> Iterator[None]:
         require_gpu(device)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     limits = ExitStack()
+    kernels: Any = torch.utils.deterministic
     threads = torch.get_num_threads()
     strict = torch.are_deterministic_algorithms_enabled()
     lenient = torch.is_deterministic_algorithms_warn_only_enabled()
     precision = torch.get_float32_matmul_precision()
     cudnn = torch.backends.cudnn
     flags = (cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32)
+    filled = kernels.fill_uninitialized_memory
     try:
         limits.enter_context(_one_blas_thread())
         torch.set_num_threads(1)
         torch.use_deterministic_algorithms(True)
+        # Nothing reads memory before writing it; filling it anyway costs a call an operation.
+        kernels.fill_uninitialized_memory = False
         torch.set_float32_matmul_precision("highest")
         cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = True, False, False
         yield
@@ -47,6 +53,7 @@ def deterministic(device: str) -> Iterator[None]:
         limits.close()
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(strict, warn_only=lenient)
+        kernels.fill_uninitialized_memory = filled
         torch.set_float32_matmul_precision(precision)
         cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = flags
 
@@ -82,6 +89,7 @@ class Bench:
     targets: Tensor
     inputs64: Tensor
     targets64: Tensor
+    stabiliser: Stabiliser
 
     @classmethod
     def of(cls, task: Task, training: Training) -> Bench:
@@ -89,8 +97,18 @@ class Bench:
         inputs64, targets64 = (tensor.to(training.device) for tensor in task.train_data())
         dtype = getattr(torch, training.dtype)
         return cls(
-            task, training, _cast(inputs64, dtype), _cast(targets64, dtype), inputs64, targets64
+            task,
+            training,
+            _cast(inputs64, dtype),
+            _cast(targets64, dtype),
+            inputs64,
+            targets64,
+            stabiliser_of(training),
         )
+
+    def loss(self, alpha: float) -> Loss:
+        """The loss that is trained at this strength of the stabiliser."""
+        return self.stabiliser.loss(self.task.loss, alpha) if alpha > 0 else self.task.loss
 
     @property
     def full_batch(self) -> bool:
@@ -127,79 +145,72 @@ class Trajectory:
 
     Args:
         bench: the task with its data.
-        point: learning rate, regulariser strength, weight decay.
+        point: learning rate, strength of the stabiliser, weight decay.
         k: perturbation integer.
         seed: seed of initial weights and data order.
     """
 
     def __init__(self, bench: Bench, point: Point, k: int, seed: int) -> None:
         training = bench.training
-        self.bench = bench
-        self.seed = seed
+        self.bench, self.point, self.k, self.seed = bench, point, k, seed
         self.module = bench.network(seed, getattr(torch, training.dtype))
         self.parameters = list(self.module.parameters())
-        self.optimiser = Optimiser.of(training, point.lr, point.weight_decay, k)
+        self.optimiser = optimiser_of(training, point.lr, point.weight_decay, k)
         self.slots: list[Slots] = [self.optimiser.init(p.detach()) for p in self.parameters]
-        self.count = 0
-        self.regulariser: Regulariser | None = None
+        self.loss = bench.loss(point.alpha)
+        #: Updates made, and those since the optimiser's state was last forgotten.
+        self.count = self.age = 0
+        self.action: Action | None = None
         if point.alpha > 0:
-            self._regularise(point.alpha)
-
-    def _regularise(self, alpha: float) -> None:
-        layer = self.module.get_submodule(self.bench.task.regularised_layer)
-        position = {id(p): i for i, p in enumerate(self.parameters)}
-        self._layer = [position[id(p)] for p in layer.parameters()]
-        self._features: Tensor | None = None
-        self._layer_output: Tensor | None = None
-        if isinstance(layer, nn.Linear):
-            layer.register_forward_hook(self._capture)
-        self.regulariser = VARIANTS[self.bench.training.regulariser](alpha)
-
-    def _capture(self, _layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self._features, self._layer_output = inputs[0], output
+            setting = Setting(
+                self.module,
+                self.parameters,
+                bench.task.regularised_layer,
+                self.loss,
+                self.optimiser,
+                bench.steps_per_epoch,
+            )
+            self.action = bench.stabiliser.start(setting, point.alpha)
 
     def step(self, rows: Tensor | slice) -> Tensor:
         """One update on the given rows of the data.
 
         Returns:
-            The loss of the batch before the update, without decay and regulariser, detached.
+            The loss of the batch before the update, without decay and penalties, detached.
         """
         inputs, targets = self.bench.inputs[rows], self.bench.targets[rows]
+        if self.action is not None and self.action.begin(self.count):
+            self.slots = [self.optimiser.init(p.detach()) for p in self.parameters]
+            self.age = 0
         outputs = self.module(inputs)
-        loss = self.bench.task.loss.value(outputs, targets)
-        if self.regulariser is None:
-            gradients = torch.autograd.grad(loss, self.parameters)
-            self._update(gradients)
-            return loss.detach()
-        if self.bench.training.anchor == "epoch" and self.count % self.bench.steps_per_epoch == 0:
-            self.regulariser.reset()
-        # The update has a closed form only where what leaves the layer leaves the network.
-        last = self._layer_output is outputs
-        gradients = self.regulariser.gradients(
-            Step(
-                loss,
-                self.parameters,
-                self._layer,
-                self.slots,
-                self.optimiser,
-                self.count,
-                self._features if last else None,
-                outputs,
-                targets,
-                self.bench.task.loss.output_gradient,
-            )
-        )
-        before = [self.parameters[i].detach().clone() for i in self._layer]
-        self._update(gradients)
-        self.regulariser.accumulate(before, [self.parameters[i].detach() for i in self._layer])
+        loss = self.loss.value(outputs, targets)
+        if self.action is None:
+            self._update(torch.autograd.grad(loss, self.parameters))
+        else:
+            step = Step(loss, self.parameters, self.slots, self.age, outputs, targets)
+            self._update(self.action.gradients(step))
         return loss.detach()
 
     @torch.no_grad()
-    def _update(self, gradients: tuple[Tensor, ...]) -> None:
-        for i, (parameter, gradient) in enumerate(zip(self.parameters, gradients, strict=True)):
-            new, self.slots[i] = self.optimiser.step(parameter, gradient, self.slots[i], self.count)
+    def _update(self, gradients: Sequence[Tensor]) -> None:
+        rule = self.optimiser
+        arguments = list(zip(self.parameters, gradients, self.slots, strict=True))
+        if rule.splits:
+            moves = [rule.direction(p, g, slots, self.age) for p, g, slots in arguments]
+            directions = [direction for direction, _ in moves]
+            if self.action is not None:
+                directions = self.action.directions(directions)
+            after = [rule.apply(p, d) for p, d in zip(self.parameters, directions, strict=True)]
+        else:
+            moves = [rule.step(p, g, slots, self.age) for p, g, slots in arguments]
+            after = [new for new, _ in moves]
+        if self.action is not None:
+            self.action.moved(self.parameters, after)
+        for parameter, new in zip(self.parameters, after, strict=True):
             parameter.copy_(new)
+        self.slots = [slots for _, slots in moves]
         self.count += 1
+        self.age += 1
 
     def snapshot(self) -> list[Tensor]:
         """Copies of the parameters."""
@@ -211,7 +222,8 @@ class Trajectory:
             "module": {name: t.clone() for name, t in self.module.state_dict().items()},
             "slots": [tuple(t.clone() for t in slots) for slots in self.slots],
             "count": self.count,
-            "regulariser": self.regulariser.state_dict() if self.regulariser else None,
+            "age": self.age,
+            "action": self.action.state_dict() if self.action else {},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -219,6 +231,6 @@ class Trajectory:
         self.module.load_state_dict(state["module"])
         device = self.bench.training.device
         self.slots = [tuple(t.to(device) for t in slots) for slots in state["slots"]]
-        self.count = state["count"]
-        if self.regulariser is not None:
-            self.regulariser.load_state_dict(state["regulariser"])
+        self.count, self.age = state["count"], state["age"]
+        if self.action is not None:
+            self.action.load_state_dict({k: t.to(device) for k, t in state["action"].items()})

@@ -1,9 +1,10 @@
-"""Finite-time Lyapunov exponent of the training map."""
+"""Finite-time Lyapunov exponent of the training map, by a renormalised neighbour."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,16 +15,106 @@ from trainables.tasks import Task
 from trainables.trajectory import Bench, Trajectory, deterministic
 
 
+class Neighbour:
+    """A training that starts sqrt(u) ||theta|| beside another and is kept at that distance.
+
+    It sees the same batches and the same k. After every step it is pulled back to sqrt(u)
+    ||theta|| along its own direction; the optimiser's and the stabiliser's state by the same
+    factor, for they are part of what the map acts on.
+
+    Args:
+        base: the trajectory to go beside, before its first step.
+    """
+
+    def __init__(self, base: Trajectory) -> None:
+        self.base = base
+        bench = base.bench
+        self.other = Trajectory(bench, base.point, base.k, base.seed)
+        self._size = math.sqrt(np.finfo(bench.training.dtype).eps / 2)
+        self._restarts = 0
+        self._distance = self._restart()
+        self._rates: list[float] = []
+
+    def step(self, rows: Tensor | slice) -> None:
+        """One update, made after the base has made its own on the same rows."""
+        self.other.step(rows)
+        moved = _norm(_differences(self.base.parameters, self.other.parameters))
+        if not math.isfinite(moved) or self._distance == 0:
+            self._rates.append(math.nan)
+        elif moved == 0:  # squeezed below the last bit: begin anew, without a rate for this step
+            self._distance = self._restart()
+            self._rates.append(math.inf)
+        else:
+            self._rates.append(math.log(moved / self._distance))
+            self._distance = self._pull_back(self._size * _norm(self.base.parameters) / moved)
+
+    def exponent(self, since: int) -> float | None:
+        """Mean of ln(||d'|| / ||d||) per step over the steps from `since` on.
+
+        Returns:
+            None if the training blew up, or no rate could be measured there.
+        """
+        late = np.array(self._rates[since:], dtype=np.float64)
+        late = late[late != math.inf]
+        return float(late.mean()) if len(late) and np.isfinite(late).all() else None
+
+    @torch.no_grad()
+    def _restart(self) -> float:
+        """Put the neighbour at a random point at the right distance; the rounded distance."""
+        generator = torch.Generator().manual_seed(self.base.seed + self._restarts)
+        self._restarts += 1
+        noise = [
+            torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device)
+            for p in self.base.parameters
+        ]
+        factor = self._size * _norm(self.base.parameters) / _norm(noise)
+        state = self.base.state_dict()
+        self.other.load_state_dict(state)
+        for p, q, d in zip(self.base.parameters, self.other.parameters, noise, strict=True):
+            q.copy_(p.double() + factor * d)
+        return _norm(_differences(self.base.parameters, self.other.parameters))
+
+    @torch.no_grad()
+    def _pull_back(self, factor: float) -> float:
+        def between(mine: Tensor, theirs: Tensor) -> Tensor:
+            gap = theirs.double() - mine.double()
+            return (mine.double() + factor * gap).to(mine.dtype)
+
+        for p, q in zip(self.base.parameters, self.other.parameters, strict=True):
+            q.copy_(between(p, q))
+        self.other.slots = [
+            tuple(between(a, b) for a, b in zip(mine, theirs, strict=True))
+            for mine, theirs in zip(self.base.slots, self.other.slots, strict=True)
+        ]
+        if self.base.action is not None and self.other.action is not None:
+            mine, theirs = self.base.action.state_dict(), self.other.action.state_dict()
+            pulled = {name: between(mine[name], theirs[name]) for name in mine}
+            self.other.action.load_state_dict(pulled)
+        return _norm(_differences(self.base.parameters, self.other.parameters))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        return {
+            "other": self.other.state_dict(),
+            "restarts": self._restarts,
+            "distance": self._distance,
+            "rates": list(self._rates),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`, to the bit. The base is restored by its owner."""
+        self.other.load_state_dict(state["other"])
+        self._restarts, self._distance = state["restarts"], state["distance"]
+        self._rates = list(state["rates"])
+
+
 def lyapunov_exponent(
     task: Task, point: Point, training: Training, seed: int, window: float = 0.5
 ) -> float:
     """Mean rate at which a small perturbation grows per step, late in a training.
 
-    A second trajectory starts sqrt(u) ||theta|| away in a random direction, sees the same batches
-    and is pulled back to that distance along its own direction after every step (momentum and
-    Adam's moments by the same factor). The exponent is the mean of ln(||d'|| / ||d||) over the
-    last steps. It is negative in the periodic windows of the restrained regime and slightly
-    positive in the drift along flat directions, so it describes a training but decides no label.
+    It is negative in the periodic windows of the restrained regime and slightly positive in the
+    drift along flat directions, so it describes a training but decides no label.
 
     Args:
         task: the task.
@@ -37,25 +128,14 @@ def lyapunov_exponent(
     """
     with deterministic(training.device):
         bench = Bench.of(task, training)
-        base, other = (Trajectory(bench, point, training.ks[0], seed) for _ in range(2))
-        generator = torch.Generator().manual_seed(seed)
-        size = math.sqrt(np.finfo(training.dtype).eps / 2)
-        distance = _restart(base, other, size, generator)
-        rates = []
+        base = Trajectory(bench, point, training.ks[0], seed)
+        neighbour = Neighbour(base)
         for step in range(training.steps):
             rows = bench.batch(seed, step)
             base.step(rows)
-            other.step(rows)
-            moved = _norm(_differences(base.parameters, other.parameters))
-            if not math.isfinite(moved):
-                return math.nan
-            if moved == 0:
-                distance = _restart(base, other, size, generator)
-                continue
-            rates.append((step, math.log(moved / distance)))
-            distance = _pull_back(base, other, size * _norm(base.parameters) / moved)
-        late = [rate for step, rate in rates if step >= (1 - window) * training.steps]
-        return float(np.mean(late)) if late else math.nan
+            neighbour.step(rows)
+        exponent = neighbour.exponent(math.ceil((1 - window) * training.steps))
+    return math.nan if exponent is None else exponent
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:
@@ -64,31 +144,3 @@ def _norm(tensors: Sequence[Tensor]) -> float:
 
 def _differences(first: Sequence[Tensor], second: Sequence[Tensor]) -> list[Tensor]:
     return [b.detach().double() - a.detach().double() for a, b in zip(first, second, strict=True)]
-
-
-@torch.no_grad()
-def _restart(base: Trajectory, other: Trajectory, size: float, generator: torch.Generator) -> float:
-    """Put `other` at a random point at the right distance; the distance as rounded is returned."""
-    noise = [
-        torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device)
-        for p in base.parameters
-    ]
-    factor = size * _norm(base.parameters) / _norm(noise)
-    for p, q, d in zip(base.parameters, other.parameters, noise, strict=True):
-        q.copy_(p.double() + factor * d)
-    other.slots = [tuple(t.clone() for t in slots) for slots in base.slots]
-    return _norm(_differences(base.parameters, other.parameters))
-
-
-@torch.no_grad()
-def _pull_back(base: Trajectory, other: Trajectory, factor: float) -> float:
-    for p, q in zip(base.parameters, other.parameters, strict=True):
-        q.copy_(p.double() + factor * (q.double() - p.double()))
-    other.slots = [
-        tuple(
-            (a.double() + factor * (b.double() - a.double())).to(a.dtype)
-            for a, b in zip(mine, theirs, strict=True)
-        )
-        for mine, theirs in zip(base.slots, other.slots, strict=True)
-    ]
-    return _norm(_differences(base.parameters, other.parameters))

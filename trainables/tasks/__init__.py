@@ -6,15 +6,14 @@ class and name it under the entry-point group `stabmap.tasks`; nothing else chan
 
 from __future__ import annotations
 
-import dataclasses
 from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from trainables.domain import InputError, Mistake, nearest
 from trainables.losses import Loss
+from trainables.options import construct, unknown_name
 
 GROUP = "stabmap.tasks"
 
@@ -85,11 +84,7 @@ def task_class(name: str) -> type[Any]:
         return resolve_name(BUILT_IN[name])  # type: ignore[no-any-return]
     if name in _installed():
         return _installed()[name].load()  # type: ignore[no-any-return]
-    guess = nearest(str(name), task_names())
-    meant = f"did you mean {guess}? " if guess else ""
-    raise InputError(
-        [Mistake("task", name, "no such task", f"{meant}known: {', '.join(task_names())}")]
-    )
+    raise unknown_name("task", "task", name, task_names())
 
 
 def get_task(name: str, **options: Any) -> Task:
@@ -105,21 +100,4 @@ def get_task(name: str, **options: Any) -> Task:
     Raises:
         InputError: unknown name, unknown option, or an option that breaks its law.
     """
-    found = task_class(name)
-    known = [field.name for field in dataclasses.fields(found)]
-    mistakes = []
-    for key, value in options.items():
-        if key not in known:
-            guess = nearest(key, known)
-            meant = f"did you mean {guess}? " if guess else ""
-            mistakes.append(
-                Mistake(
-                    f"task.{key}",
-                    value,
-                    f"{name} has no such option",
-                    f"{meant}known: {', '.join(known) or 'none'}",
-                )
-            )
-    if mistakes:
-        raise InputError(mistakes)
-    return found(**options)  # type: ignore[no-any-return]
+    return construct("task", name, task_class(name), options)  # type: ignore[no-any-return]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from trainables.domain import InputError, Mistake
 from trainables.losses import CROSS_ENTROPY, SQUARED_ERROR, Loss
+from trainables.options import choice, whole
 from trainables.tasks.mnist import Images, mnist, root_mistakes
-from trainables.tasks.options import choice, whole
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class MnistMLP:
     def __post_init__(self) -> None:
         most = 4000 if self.data_root is None else 60000
         mistakes: list[Mistake] = [
-            *whole("samples", self.samples, 1, most),
-            *whole("width", self.width, 1, 65536),
-            *choice("loss_name", self.loss_name, ("cross-entropy", "squared-error")),
+            *whole("task.samples", self.samples, 1, most),
+            *whole("task.width", self.width, 1, 65536),
+            *choice("task.loss_name", self.loss_name, ("cross-entropy", "squared-error")),
             *root_mistakes(self.data_root),
         ]
         if self.batch_size is not None and not mistakes:
-            mistakes += whole("batch_size", self.batch_size, 1, self.samples)
+            mistakes += whole("task.batch_size", self.batch_size, 1, self.samples)
         if mistakes:
             raise InputError(mistakes)
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from trainables.domain import InputError, Mistake
 from trainables.losses import ABSOLUTE_ERROR, MEAN_SQUARED_ERROR, Loss
+from trainables.options import choice, whole
 from trainables.tasks.mnist import Images, mnist, root_mistakes
-from trainables.tasks.options import choice, whole
 
 #: A prediction is right within this distance of the digit (the authors' program; not 0.5).
 TOLERANCE = 0.45
@@ -47,12 +47,12 @@ class MnistRegression:
     def __post_init__(self) -> None:
         most = 4000 if self.data_root is None else 60000
         mistakes: list[Mistake] = [
-            *whole("samples", self.samples, 1, most),
-            *choice("loss_name", self.loss_name, ("absolute-error", "mean-squared-error")),
+            *whole("task.samples", self.samples, 1, most),
+            *choice("task.loss_name", self.loss_name, ("absolute-error", "mean-squared-error")),
             *root_mistakes(self.data_root),
         ]
         if self.batch_size is not None and not mistakes:
-            mistakes += whole("batch_size", self.batch_size, 1, self.samples)
+            mistakes += whole("task.batch_size", self.batch_size, 1, self.samples)
         if mistakes:
             raise InputError(mistakes)
 

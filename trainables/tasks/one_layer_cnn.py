@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from trainables.domain import InputError
 from trainables.losses import BINARY_CROSS_ENTROPY, Loss
-from trainables.tasks.options import whole
+from trainables.options import whole
 
 
 class PooledConvolution(nn.Module):
@@ -71,9 +71,12 @@ class OneLayerCNN:
     batch: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
-        mistakes = [*whole("image", self.image, 2, 4096), *whole("kernel", self.kernel, 1, 512)]
+        mistakes = [
+            *whole("task.image", self.image, 2, 4096),
+            *whole("task.kernel", self.kernel, 1, 512),
+        ]
         if not mistakes:
-            mistakes += whole("kernel", self.kernel, 1, self.image - 1)
+            mistakes += whole("task.kernel", self.kernel, 1, self.image - 1)
         if mistakes:
             raise InputError(mistakes)
 

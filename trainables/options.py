@@ -1,0 +1,90 @@
+"""Options of tasks and stabilisers: frozen dataclasses that are found by name and check their laws.
+
+Each check names the field as it is written in a spec, such as `task.samples`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from trainables.domain import InputError, Mistake, nearest
+
+
+def choice(field: str, value: object, allowed: Sequence[str]) -> Iterator[Mistake]:
+    """A mistake where `value` is none of `allowed`."""
+    if value not in allowed:
+        yield Mistake(field, value, "unknown choice", f"use one of {', '.join(allowed)}")
+
+
+def whole(field: str, value: object, low: int, high: float = math.inf) -> Iterator[Mistake]:
+    """A mistake where `value` is not an integer in [low, high]."""
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        law = f"an integer >= {low}" if high == math.inf else f"an integer from {low} to {high}"
+        yield Mistake(field, value, law, "choose one of these")
+
+
+def fraction(field: str, value: object) -> Iterator[Mistake]:
+    """A mistake where `value` is not in [0, 1)."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 <= float(value) < 1:  # type: ignore[arg-type]
+        yield Mistake(field, value, "a number in [0, 1)", "choose such a number")
+
+
+def flag(field: str, value: object) -> Iterator[Mistake]:
+    """A mistake where `value` is neither true nor false."""
+    if not isinstance(value, bool):
+        yield Mistake(field, value, "true or false", "write one of these")
+
+
+def as_names(value: object) -> object:
+    """One name, or a list of names, as a tuple; anything else as it is."""
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def layer_names(field: str, value: object) -> Iterator[Mistake]:
+    """A mistake where `value` is neither None nor a tuple of different names."""
+    if value is None:
+        return
+    names = value if isinstance(value, tuple) else ()
+    texts = bool(names) and all(isinstance(name, str) for name in names)
+    if not texts or len(set(names)) < len(names):
+        yield Mistake(field, value, "names of layers, each once", "leave it out for the default")
+
+
+def unknown_name(field: str, kind: str, name: object, known: Sequence[str]) -> InputError:
+    """The error of asking for a task or stabiliser that there is not."""
+    guess = nearest(str(name), known)
+    meant = f"did you mean {guess}? " if guess else ""
+    return InputError(
+        [Mistake(field, name, f"no such {kind}", f"{meant}known: {', '.join(known)}")]
+    )
+
+
+def construct(field: str, name: str, found: type[Any], options: Mapping[str, Any]) -> Any:
+    """An instance of the dataclass `found` with these options.
+
+    Raises:
+        InputError: an unknown option, or an option that breaks its law.
+    """
+    known = [f.name for f in dataclasses.fields(found)]
+    mistakes = []
+    for key, value in options.items():
+        if key not in known:
+            guess = nearest(key, known)
+            meant = f"did you mean {guess}? " if guess else ""
+            mistakes.append(
+                Mistake(
+                    f"{field}.{key}",
+                    value,
+                    f"{name} has no such option",
+                    f"{meant}known: {', '.join(known) or 'none'}",
+                )
+            )
+    if mistakes:
+        raise InputError(mistakes)
+    return found(**options)
