@@ -244,7 +244,7 @@ MESSAGES: list[tuple[Build, tuple[str, str, str, str]]] = [
         ("dtype", "'float16'", "unknown choice", "use one of float32, float64"),
     ),
     (
-        lambda: Training(optimiser="lbfgs"),  # type: ignore[arg-type]
+        lambda: Training(optimiser="lbfgs"),
         ("optimiser", "'lbfgs'", "unknown choice", "use one of sgd, nesterov, adam, adamw"),
     ),
     (

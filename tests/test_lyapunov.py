@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from toys import Bowl
 
-from trainables.domain import Point, Training
+from trainables.domain import DtypeName, Point, Training
 from trainables.dynamics.lyapunov import Neighbour, lyapunov_exponent
 from trainables.tasks import Task, get_task
 from trainables.trajectory import Bench, Trajectory
@@ -164,7 +164,7 @@ def test_bowl_with_a_stabiliser(lr: float, alpha: float, d: float) -> None:
     ids=["momentum", "stability", "stable-spam", "squeezed"],
 )
 def test_goes_on_from_a_file_to_the_bit(
-    task: Task, point: Point, settings: dict[str, Any], dtype: str
+    task: Task, point: Point, settings: dict[str, Any], dtype: DtypeName
 ) -> None:
     """Saved after 7 of 20 steps; nothing but tensors and numbers is in the file."""
     bench = Bench.of(task, Training(dtype=dtype, **settings))

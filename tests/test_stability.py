@@ -163,12 +163,12 @@ def test_gradient_of_the_norm() -> None:
 @pytest.mark.parametrize("shape", [(11, 1), (33, 10)])
 def test_at_zero_displacement_the_gradient_is_zero(shape: tuple[int, int]) -> None:
     update = torch.zeros(shape, requires_grad=True)
-    value = Product("left", 1.0).penalty(update)
+    value = Product("left", 1.0).penalty([update.T])
     (gradient,) = torch.autograd.grad(value, update)
     assert float(value.detach()) == 0
     assert torch.equal(gradient, torch.zeros(shape))
     for decay in (1.0, 0.5, 0.0, -1.0):
-        assert torch.equal(Product("left", decay).pull(update), torch.zeros(shape))
+        assert torch.equal(Product("left", decay).pull([update.T])[0].T, torch.zeros(shape))
 
 
 def test_one_step_matrix() -> None:
@@ -205,12 +205,17 @@ def test_product_of_updates(order: Order, d: float, m: int, n: int, length: int,
         c = ahead.detach()
         expected = max(float(sigma.detach()) - 1, 0.0)
         for product in (pair, full):
-            assert float(product.penalty(update)) == pytest.approx(expected, rel=1e-11, abs=1e-14)
-            torch.testing.assert_close(product.pull(update), slope, rtol=1e-6, atol=1e-9)
-            product.accumulate(update)
-        torch.testing.assert_close(pair.state["displacement"], c[:m, m:], rtol=1e-12, atol=1e-12)
-        assert float(pair.state["factor"]) == pytest.approx(float(c[0, 0]), rel=1e-12)
-        torch.testing.assert_close(full.state["product"], c, rtol=1e-12, atol=1e-12)
+            assert float(product.penalty([update.T])) == pytest.approx(
+                expected, rel=1e-11, abs=1e-14
+            )
+            (pull,) = product.pull([update.T], 2.5)
+            torch.testing.assert_close(pull.T, 2.5 * slope, rtol=1e-6, atol=1e-9)
+            product.accumulate([update.T])
+        torch.testing.assert_close(
+            pair.state()["displacement.0"].T, c[:m, m:], rtol=1e-12, atol=1e-12
+        )
+        assert float(pair.state()["factor"]) == pytest.approx(float(c[0, 0]), rel=1e-12)
+        torch.testing.assert_close(full.state()["product"], c, rtol=1e-12, atol=1e-12)
 
 
 def test_left_fades_old_updates_and_right_fades_new_ones() -> None:
@@ -219,8 +224,8 @@ def test_left_fades_old_updates_and_right_fades_new_ones() -> None:
     for order in ("left", "right"):
         product = Product(order, 0.5)
         for update in (first, second):
-            product.accumulate(update)
-        found[order] = float(product.state["displacement"])
+            product.accumulate([update])
+        found[order] = float(product.state()["displacement.0"])
     assert found == {"left": 0.5 * 1 + 16, "right": 1 + 0.5 * 16}
 
 
@@ -230,7 +235,7 @@ def test_a_blown_up_update_gives_no_number(kind: type[Product], order: Order) ->
     """A decomposition of it would raise instead."""
     update = torch.ones(3, 2)
     update[1, 1] = math.inf
-    assert math.isnan(float(kind(order, 1.0).penalty(update)))
+    assert math.isnan(float(kind(order, 1.0).penalty([update.T])))
 
 
 # ------------------------------------------------------------------ one step, by hand
@@ -497,15 +502,17 @@ def test_generic_mode_by_hand(
 
 
 def test_several_layers_are_pulled_one_by_one() -> None:
-    """Even where one of them alone would be analytic."""
-    both, first, last = (
+    """In any order, and even where one of them alone would be analytic."""
+    both, turned, first, last = (
         regularised(dense(3), SQUARED_ERROR, Optimiser("sgd", 0.05), 2.0, mode=mode, layers=layers)
         for mode, layers in (
             ("auto", ["hidden", "output"]),
+            ("auto", ["output", "hidden"]),
             ("generic", "hidden"),
             ("generic", "output"),
         )
     )
+    assert all(torch.equal(a, b) for a, b in zip(both, turned, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(both[:2], first[:2], strict=True))
     assert all(torch.equal(a, b) for a, b in zip(both[2:], last[2:], strict=True))
     assert not any(torch.allclose(a, b) for a, b in zip(first, last, strict=True))
@@ -604,6 +611,11 @@ def test_closed_form_repeats_the_reference_with_tracked_decay(optimiser: str, or
     assert float((ends[0] - ends[1]).abs().max()) < 1e-7 * scale
 
 
+def displacement(state: dict[str, Tensor], layer: int = 0) -> Tensor:
+    """S of a layer as a matrix."""
+    return as_matrix([t for name, t in state.items() if name.startswith(f"{layer}.displacement")])
+
+
 def layer_state(trajectory: Trajectory, name: str) -> NDArray[np.float64]:
     layer = trajectory.module.get_submodule(name)
     return np.vstack([layer.weight.detach().numpy().T, layer.bias.detach().numpy()[None]])  # type: ignore[operator]
@@ -629,7 +641,7 @@ def test_displacement_is_the_way_from_the_anchor(anchor: str | int, period: int,
             expected = layer_state(trajectory, layer) - anchors[i]
             m, n = expected.shape
             if name == "stability":
-                found = state[f"{i}.displacement"].numpy()
+                found = displacement(state, i).numpy()
                 assert float(state[f"{i}.factor"]) == 1
             else:
                 product = state[f"{i}.product"].numpy()
@@ -661,7 +673,7 @@ def test_tracked_decay_multiplies_up_the_explicit_matrices(order: str) -> None:
             torch.testing.assert_close((c @ state)[:9], after, rtol=1e-12, atol=1e-13)
     assert trajectory.action is not None
     found = trajectory.action.state_dict()
-    torch.testing.assert_close(found["0.displacement"], c[:9, 9:], rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(displacement(found), c[:9, 9:], rtol=1e-12, atol=1e-13)
     assert float(found["0.factor"]) == pytest.approx(0.7**8, rel=1e-12)
 
 
@@ -881,5 +893,26 @@ def test_layer_matrix_of_the_product() -> None:
     action = started(net, MEAN_SQUARED_ERROR, Optimiser("sgd", 0.1), 1.0)
     _, way = second_step(net, MEAN_SQUARED_ERROR, Optimiser("sgd", 0.1))
     action.moved([torch.zeros_like(p) for p in way], way)
-    assert torch.equal(action.state_dict()["0.displacement"], as_matrix(way[2:]))
-    assert action.state_dict()["0.displacement"].shape == (4 * 3 * 2 + 1, 3)
+    found = displacement(action.state_dict())
+    assert torch.equal(found, as_matrix(way[2:]))
+    assert found.shape == (4 * 3 * 2 + 1, 3)
+
+
+@pytest.mark.parametrize("name", ["stability", "stability-reference"])
+def test_a_network_of_one_layer_under_an_absolute_error(name: str) -> None:
+    """Nothing is upstream and a sign has no slope: the penalty has no gradient at all."""
+    task = Absolute((1.0, 0.5))
+    ends = []
+    for alpha in (0.0, 5.0):
+        table = bench(task, dtype="float64", stabiliser={"name": name, "mode": "analytic"})
+        trajectory = Trajectory(table, Point(0.01, alpha), 1, seed=1)
+        for step in range(5):
+            trajectory.step(table.batch(1, step))
+        ends.append(torch.cat([p.detach().reshape(-1) for p in trajectory.parameters]))
+    assert torch.equal(*ends)
+
+
+class Absolute(Bowl):
+    """A bowl with straight walls."""
+
+    loss = ABSOLUTE_ERROR

@@ -329,6 +329,31 @@ def test_a_loss_that_falls_tenfold_is_settling_whatever_its_ripples() -> None:
     assert verdict_of(loss=spiked).reason is Reason.OSCILLATING
 
 
+@pytest.mark.parametrize("offset", [0.0, 3.0])
+@pytest.mark.parametrize("momentum", [0.97, 0.99])
+def test_ringing_in_a_momentum_buffer_is_no_edge_of_stability(
+    momentum: float, offset: float
+) -> None:
+    """A ringing fades as momentum^t: less than tenfold in a short training, on any offset.
+
+    Without the momentum the same loss oscillates; so does one that does not fade, with it.
+    """
+    steps = 400
+    time = np.arange(float(steps))
+    swing = 1 + np.cos(0.5 * time)
+    fading = offset + swing * momentum**time
+    common = {"steps": steps, "loss_steps": time, "change": np.full(steps, 1e-6)}
+    common["separation"] = np.full((1, steps), 1e-16)
+    for loss, beta, reason in (
+        (fading, momentum, Reason.SETTLED),
+        (fading, 0.0, Reason.OSCILLATING),
+        (offset + swing, momentum, Reason.OSCILLATING),
+    ):
+        if loss is fading and beta == 0 and momentum < 0.98:
+            continue  # falls tenfold as it is
+        assert verdict_of(**common, loss=loss, momentum=beta).reason is reason
+
+
 def test_loss_moves_that_rounding_of_the_parameters_causes_are_not_counted() -> None:
     loss = 1e-14 * (1.0 + np.arange(T) % 2)
     assert verdict_of(loss=loss).reason is Reason.OSCILLATING

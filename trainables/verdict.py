@@ -54,6 +54,7 @@ class Observations:
         descends: whether a stable run of this optimiser lowers the loss of each batch. Plain SGD
             does; momentum and Adam step along older gradients, so for them `ascent` is reported
             and decides nothing.
+        momentum: decay rate of the momentum buffer; what rings in it fades by that factor a step.
         sharpness: sharpness over its threshold at several steps of the second half; empty where
             it was not measured.
         ended: step of the blow-up, or None for a run of full length.
@@ -69,6 +70,7 @@ class Observations:
     ascent: Array | None = None
     floor: float = 0.0
     descends: bool = True
+    momentum: float = 0.0
     sharpness: Array = field(default_factory=lambda: np.empty(0))
     ended: int | None = None
     ended_by: Reason | None = None
@@ -183,10 +185,26 @@ def _oscillation_margin(seen: Observations, evidence: Evidence) -> float:
     evidence["upward_share"] = share
     if share <= UPWARD_SHARE or upward == 0:
         return 1.0
-    # A loss that falls tenfold and more within the window is settling, whatever its ripples:
-    # momentum about a minimum of loss 0 rises by much of its loss in every swing.
-    settling = -_growth(seen) / LN10 - 1.0
-    return float(np.clip(max(math.log10(UPWARD / upward) / 4, settling), -1.0, 1.0))
+    calm = max(math.log10(UPWARD / upward) / 4, _settling(seen, np.maximum(moves, 0)))
+    return float(np.clip(calm, -1.0, 1.0))
+
+
+def _settling(seen: Observations, rises: Array) -> float:
+    """Margin of a run whose ripples die out by themselves; positive where they do.
+
+    A loss that falls tenfold and more from the first to the last tenth of the window is settling,
+    whatever its ripples: momentum about a minimum of loss 0 rises by much of its loss in every
+    swing. What rings in a momentum buffer fades as momentum^t, which for a momentum near 1 is less
+    than tenfold within a short training: then half of that pace will do, in the loss itself or in
+    its rises from the first to the second half of the window.
+    """
+    pace = -math.log(seen.momentum) * seen.steps / 2 if seen.momentum else math.inf
+    settling = -_growth(seen) / min(LN10, 0.4 * pace) - 1.0
+    if not seen.momentum:
+        return settling
+    half = len(rises) // 2
+    early, late = (max(float(part.mean()), 1e-300) for part in (rises[:half], rises[half:]))
+    return max(settling, math.log(early / late) / (0.25 * pace) - 1.0)
 
 
 def _sharpness_margin(seen: Observations, evidence: Evidence) -> float:

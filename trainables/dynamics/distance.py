@@ -12,8 +12,10 @@ def rel_l1(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     """RelL1 = (2 / N) sum_i |x_i - y_i| / (|x_i| + |y_i|), evaluated in float64.
 
     0 means equal, 2 means that every entry differs in sign or is zero on one side only. A term
-    0 / 0 counts as 0 (the original leaves it undefined). A tensor that is zero in both arguments
-    (a bias that was never touched) is left out of N.
+    0 / 0 counts as 0 (the original leaves it undefined), and so does one of numbers so small that
+    they have lost digits: below tiny / u of their dtype rounding is absolute, and weights that
+    decay to nothing would look as if they separated. A tensor that is zero in both arguments (a
+    bias that was never touched) is left out of N.
 
     Args:
         first: tensors of one training, any shapes.
@@ -26,9 +28,10 @@ def rel_l1(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     count = 0
     for x, y in zip(first, second, strict=True):
         x64, y64 = x.detach().double(), y.detach().double()
+        limits = torch.finfo(x.dtype)
         scale = x64.abs() + y64.abs()
         ratio = (x64 - y64).abs() / scale
-        value = float(torch.where(scale == 0, 0.0, ratio).sum())
+        value = float(torch.where(scale <= limits.tiny / limits.eps, 0.0, ratio).sum())
         if value == 0 and not bool(scale.any()):
             continue
         total += value

@@ -24,10 +24,12 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 
 from trainables.domain import TORCH_OPTIMISER, InputError, Mistake, Training
 from trainables.dynamics.layers import (
     CONVOLUTIONS,
+    SMALLEST_NORM,
     as_matrix,
     by_feature_row,
     features_of,
@@ -82,6 +84,10 @@ def one_step_matrix(update: Tensor, decay: float = 1.0) -> Tensor:
     return torch.cat([top, bottom])
 
 
+#: Weight (outputs, ...) and bias (outputs,), if any, of a layer, or something shaped like them.
+Parts = Sequence[Tensor]
+
+
 class Product:
     """The product C of a layer's updates since the anchor, as the pair (a, S).
 
@@ -98,41 +104,61 @@ class Product:
 
     def reset(self) -> None:
         """Make the present parameters the anchor: C = I."""
-        self.state: dict[str, Tensor] = {}
+        self._displacement: Parts | None = None
         self._factor = 1.0
 
-    def _ahead(self, update: Tensor) -> Tensor:
-        displacement = self.state.get("displacement")
-        if self.order == "right":
-            fresh = update if self._factor == 1.0 else self._factor * update
-            return fresh if displacement is None else displacement + fresh
-        if displacement is None:
+    def _ahead(self, update: Parts) -> Parts:
+        """S once `update` is made."""
+        if self.order == "right" and self._factor != 1.0:
+            update = [self._factor * part for part in update]
+        if self._displacement is None:
             return update
-        return (displacement if self.decay == 1.0 else self.decay * displacement) + update
+        fade = self.decay if self.order == "left" else 1.0
+        return [
+            (s if fade == 1.0 else fade * s) + v
+            for s, v in zip(self._displacement, update, strict=True)
+        ]
 
-    def penalty(self, update: Tensor) -> Tensor:
+    def penalty(self, update: Parts) -> Tensor:
         """sigma_1 - 1 of C once `update` is made, differentiable by the update."""
-        return excess(largest_singular_value(self._ahead(update)), self._factor * self.decay)
+        s = largest_singular_value(as_matrix(self._ahead(update)))
+        return excess(s, self._factor * self.decay)
 
-    def pull(self, update: Tensor) -> Tensor:
-        """Derivative of `penalty` by the update, m x n."""
-        s, direction = top_singular_pair(self._ahead(update))
-        inner = self._factor if self.order == "right" else 1.0
-        return inner * slope(s, self._factor * self.decay) * direction
+    def pull(self, update: Parts, strength: float = 1.0) -> Parts:
+        """Derivative of strength x `penalty` by the update."""
+        ahead = [part.detach() for part in self._ahead(update)]
+        strength *= self._factor if self.order == "right" else 1.0
+        a = self._factor * self.decay
+        if ahead[0].shape[0] > 1:
+            s, direction = top_singular_pair(as_matrix(ahead))
+            return from_matrix(strength * slope(s, a) * direction, ahead)
+        # One output: the norm of all entries, without laying them side by side.
+        s = math.hypot(*(float(vector_norm(part, dtype=torch.float64)) for part in ahead))
+        if s < SMALLEST_NORM:
+            return [torch.zeros_like(part) for part in ahead]
+        weight = strength * slope(s, a) / s
+        return [weight * part for part in ahead]
 
-    def accumulate(self, update: Tensor) -> None:
+    def accumulate(self, update: Parts) -> None:
         """C <- A C, or C A: with the actual update, never the predicted one."""
-        self.state["displacement"] = self._ahead(update)
-        if self.decay != 1 or "factor" not in self.state:
-            self._factor *= self.decay
-            # In float64 whatever the training's dtype: rounded, it would not go on to the bit.
-            kept = torch.tensor(self._factor, dtype=torch.float64, device=update.device)
-            self.state["factor"] = kept
+        self._displacement = self._ahead(update)
+        self._factor *= self.decay
+
+    def state(self) -> dict[str, Tensor]:
+        """The pair (a, S), S part by part."""
+        if self._displacement is None:
+            return {}
+        # In float64 whatever the training's dtype: rounded, it would not go on to the bit.
+        factor = torch.tensor(self._factor, dtype=torch.float64)
+        parts = {f"displacement.{i}": part for i, part in enumerate(self._displacement)}
+        return {"factor": factor, **parts}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Go on from `state`."""
-        self.state = dict(state)
-        self._factor = float(state["factor"]) if "factor" in state else 1.0
+        self.reset()
+        if state:
+            self._factor = float(state["factor"])
+            self._displacement = [state[f"displacement.{i}"] for i in range(len(state) - 1)]
 
 
 @dataclass(frozen=True)
@@ -297,95 +323,106 @@ class Regularisation(Action):
         """Gradients of L + alpha P with P differentiated through the layer's own gradient G.
 
         G = delta^T h in closed form, delta the loss's derivative by the outputs and h the
-        features. With g = dP/dG held, the derivative of <g, G> by everything upstream is that of
-        P, and <g, G> = sum delta (h g^T) costs one product with the features. So the penalty is
-        one more term of the loss, and one backward pass does for both.
+        features. With g = dP/dG held, the derivative of P by everything upstream is that of
+        <g, G> = sum delta (h g^T): delta g at the features and h g^T at delta. Both are handed to
+        the backward pass of the loss where they arise, so that one pass does for both.
         """
         assert self._output_gradient is not None and self._watch is not None
         delta = self._output_gradient(step.outputs, step.targets)
         delta = by_feature_row(delta, self._watch.layer)
-        by_gradient, by_parameter = self._derivatives(step, delta.detach(), features.detach())
-        inner = F.linear(features, by_gradient[0].reshape(delta.shape[1], -1), *by_gradient[1:])
-        penalty = torch.dot(delta.reshape(-1), inner.reshape(-1))
-        parameters = list(step.parameters)
-        if self.options.two_passes:
-            first = torch.autograd.grad(step.loss, parameters, retain_graph=True)
-            second = torch.autograd.grad(
-                penalty, parameters, allow_unused=True, materialize_grads=True
-            )
-            gradients = [g + h for g, h in zip(first, second, strict=True)]
-        else:
-            gradients = list(torch.autograd.grad(step.loss + penalty, parameters))
+        errors, rows = delta.detach(), features.detach()
+        by_gradient, by_parameter = self._derivatives(step, errors, rows)
+        weight = by_gradient[0].flatten(1)
+        upstream: list[tuple[Tensor, Tensor]] = []
+        if features.requires_grad:
+            upstream.append((features, errors @ weight))
+        if delta.requires_grad:
+            upstream.append((delta, F.linear(rows, weight, *by_gradient[1:])))
+        gradients = self._backward(step, upstream)
         for index, part in zip(self.layers[0], by_parameter, strict=False):
             gradients[index] = gradients[index] + part
         return tuple(gradients)
 
+    def _backward(self, step: Step, upstream: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """Gradients of the loss and of what is handed in at inner places."""
+        parameters = list(step.parameters)
+        places, values = [place for place, _ in upstream], [value for _, value in upstream]
+        if not self.options.two_passes or not upstream:
+            one = torch.ones_like(step.loss)
+            return list(torch.autograd.grad([step.loss, *places], parameters, [one, *values]))
+        first = torch.autograd.grad(step.loss, parameters, retain_graph=True)
+        second = torch.autograd.grad(
+            places, parameters, values, allow_unused=True, materialize_grads=True
+        )
+        return [g + h for g, h in zip(first, second, strict=True)]
+
     def _derivatives(
         self, step: Step, delta: Tensor, features: Tensor
-    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    ) -> tuple[Parts, Sequence[Tensor]]:
         """What alpha P owes to G and to theta at constant G, through the optimiser's own rule."""
         layer = self.layers[0]
         old = [step.parameters[i].detach() for i in layer]
         gradients = [delta.T @ features, delta.sum(0)][: len(layer)]
-        gradients = [g.reshape(p.shape) for g, p in zip(gradients, old, strict=True)]
+        if gradients[0].shape != old[0].shape:
+            gradients[0] = gradients[0].reshape(old[0].shape)
         factor = self.optimiser.linear
-        leaves = [] if factor is not None else [t.requires_grad_() for t in (*gradients, *old)]
-        with torch.set_grad_enabled(factor is None):
-            update = self._update(layer, step, old, gradients)
-        pull = self.alpha * self.products[0].pull(update)
         if factor is None:
-            parts = torch.autograd.grad(
-                update, leaves, pull, allow_unused=True, materialize_grads=True
-            )
-            return parts[: len(layer)], parts[len(layer) :]
-        by_gradient = [factor * part for part in from_matrix(pull, old)]
+            return self._through_the_rule(step, old, gradients)
+        update = self._update(layer, step, old, gradients)
+        by_gradient = self.products[0].pull(update, self.alpha * factor)
         decay = self.optimiser.weight_decay
         if decay and self.optimiser.coupled:
             return by_gradient, [decay * part for part in by_gradient]
-        if decay and self.decay == 1.0:  # the decay itself is part of the update
-            return by_gradient, [-self.optimiser.lr * decay * p for p in from_matrix(pull, old)]
+        if decay and self.decay == 1.0:  # the decay itself, -lr decay theta, is part of the update
+            share = -self.optimiser.lr * decay / factor
+            return by_gradient, [share * part for part in by_gradient]
         return by_gradient, ()
 
-    def _update(
-        self,
-        layer: Sequence[int],
-        step: Step,
-        parameters: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-    ) -> Tensor:
-        """What the optimiser would add to a layer for these gradients, without tracked decay."""
-        tracked = self.decay != 1.0
-        return as_matrix(
-            [
-                self.optimiser.increment(p, g, step.slots[i], step.count, decays=not tracked)
-                for i, p, g in zip(layer, parameters, gradients, strict=True)
-            ]
-        )
+    def _through_the_rule(
+        self, step: Step, old: list[Tensor], gradients: list[Tensor]
+    ) -> tuple[Parts, Sequence[Tensor]]:
+        """`_derivatives` for a rule whose step is no linear function of the gradient."""
+        leaves = [tensor.requires_grad_() for tensor in (*gradients, *old)]
+        with torch.enable_grad():
+            update = self._update(self.layers[0], step, old, gradients)
+        pull = self.products[0].pull([part.detach() for part in update], self.alpha)
+        parts = torch.autograd.grad(update, leaves, pull, allow_unused=True, materialize_grads=True)
+        return parts[: len(old)], parts[len(old) :]
 
-    def _added(self, before: Tensor, after: Tensor) -> Tensor:
-        return after - (before if self.decay == 1.0 else self.decay * before)
+    def _update(
+        self, layer: Sequence[int], step: Step, parameters: Parts, gradients: Parts
+    ) -> Parts:
+        """What the optimiser would add to a layer for these gradients, without tracked decay."""
+        decays = self.decay == 1.0
+        return [
+            self.optimiser.increment(p, g, step.slots[i], step.count, decays)
+            for i, p, g in zip(layer, parameters, gradients, strict=True)
+        ]
 
     def _generic(self, step: Step) -> tuple[Tensor, ...]:
         gradients = list(step.plain_gradients())
         for layer, product in zip(self.layers, self.products, strict=True):
             old = [step.parameters[i].detach() for i in layer]
             update = self._update(layer, step, old, [gradients[i] for i in layer])
-            parts = from_matrix(product.pull(update), old)
+            parts = product.pull(update, self.alpha)
             for i, part in zip(layer, parts, strict=True):
-                gradients[i] = gradients[i] + self.alpha * part
+                gradients[i] = gradients[i] + part
         return tuple(gradients)
 
     def moved(self, before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
         """Multiply the actual update onto the product."""
         for layer, product in zip(self.layers, self.products, strict=True):
-            product.accumulate(as_matrix([self._added(before[i], after[i]) for i in layer]))
+            product.accumulate([self._added(before[i], after[i]) for i in layer])
+
+    def _added(self, before: Tensor, after: Tensor) -> Tensor:
+        return after - (before if self.decay == 1.0 else self.decay * before)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The products."""
         return {
             f"{number}.{name}": tensor
             for number, product in enumerate(self.products)
-            for name, tensor in product.state.items()
+            for name, tensor in product.state().items()
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

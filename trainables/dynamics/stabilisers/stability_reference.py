@@ -15,36 +15,47 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from trainables.dynamics.stabilisers.stability import Product, Stability, one_step_matrix
+from trainables.dynamics.layers import as_matrix
+from trainables.dynamics.stabilisers.stability import Parts, Product, Stability, one_step_matrix
 
 
 class FullProduct(Product):
     """The product C as a whole matrix."""
 
-    def _ahead(self, update: Tensor) -> Tensor:
-        one = one_step_matrix(update, self.decay)
-        product = self.state.get("product")
-        if product is None:
-            return one
-        return one @ product if self.order == "left" else product @ one
+    def reset(self) -> None:
+        """Make the present parameters the anchor: C = I."""
+        self._product: Tensor | None = None
 
-    def penalty(self, update: Tensor) -> Tensor:
+    def _multiplied(self, update: Parts) -> Tensor:
+        one = one_step_matrix(as_matrix(update), self.decay)
+        if self._product is None:
+            return one
+        return one @ self._product if self.order == "left" else self._product @ one
+
+    def penalty(self, update: Parts) -> Tensor:
         """relu(sigma_1 - 1) of C once `update` is made, differentiable by the update."""
-        ahead = self._ahead(update)
+        ahead = self._multiplied(update)
         if not bool(torch.isfinite(ahead).all()):
             return ahead.sum() * math.nan  # blown up: a decomposition would only raise
         return torch.relu(torch.linalg.svd(ahead)[1][0] - 1)
 
-    def pull(self, update: Tensor) -> Tensor:
-        """Derivative of `penalty` by the update, through the decomposition."""
-        leaf = update.detach().requires_grad_()
+    def pull(self, update: Parts, strength: float = 1.0) -> Parts:
+        """Derivative of strength x `penalty` by the update, through the decomposition."""
+        leaves = [part.detach().requires_grad_() for part in update]
         with torch.enable_grad():
-            (pull,) = torch.autograd.grad(self.penalty(leaf), leaf)
-        return pull
+            return torch.autograd.grad(strength * self.penalty(leaves), leaves)
 
-    def accumulate(self, update: Tensor) -> None:
+    def accumulate(self, update: Parts) -> None:
         """C <- A C, or C A."""
-        self.state = {"product": self._ahead(update)}
+        self._product = self._multiplied(update)
+
+    def state(self) -> dict[str, Tensor]:
+        """The matrix."""
+        return {} if self._product is None else {"product": self._product}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from `state`."""
+        self._product = state.get("product")
 
 
 @dataclass(frozen=True)
