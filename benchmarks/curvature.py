@@ -34,7 +34,8 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 
-from trainables.dynamics.curvature import PRICE, _Curvature, sharpness
+from trainables.dynamics.curvature import sharpness
+from trainables.dynamics.hessian_products import PRICE, Curvature
 from trainables.tasks.mnist import mnist
 
 Array = NDArray[np.float64]
@@ -100,7 +101,7 @@ def prices(inputs: Tensor, targets: Tensor) -> tuple[float, float, float]:
     """Seconds of a gradient, of a product as stabmap makes it, and of curvlinops' own."""
     module = network(0)
     parameters = list(module.parameters())
-    curvature = _Curvature(module, loss, inputs, targets, "exact")
+    curvature = Curvature(module, loss, inputs, targets, "exact")
     plain = curvlinops(module, inputs, targets)
     vector = np.random.default_rng(0).standard_normal(curvature.size)
     calls: tuple[Callable[[], object], ...] = (
@@ -160,7 +161,7 @@ def needed_products(problem: Problem, truth: float, start: Any) -> int:
 
 def power_iteration(problem: Problem, truth: float, price: float, start: Array | None) -> Row:
     """Stops by itself where the Rayleigh quotient changes by less than 1 %."""
-    curvature = _Curvature(*problem, "exact")
+    curvature = Curvature(*problem, "exact")
     vector = np.random.default_rng(0).standard_normal(curvature.size)
     if start is not None:
         vector = vector / np.linalg.norm(vector) + start / np.linalg.norm(start)
@@ -182,7 +183,7 @@ def measure(
     problem: Problem, truth: float, second: float, price: float, warm: Array | None
 ) -> Iterator[tuple[str, Row]]:
     """All methods at one place; `second` is the time of a gradient."""
-    gradient = _Curvature(*problem, "exact").gradient
+    gradient = Curvature(*problem, "exact").gradient
     starts: dict[str, tuple[Any, Array | None]] = {
         "random": ("random", None),
         "gradient": ("gradient", gradient),

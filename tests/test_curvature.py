@@ -17,14 +17,13 @@ from torch.func import functional_call
 
 from trainables.domain import InputError, StabmapError
 from trainables.dynamics.curvature import (
-    PRICE,
     Estimate,
-    Products,
-    _Lanczos,
     directional_sharpness,
     hessian_trace,
     sharpness,
 )
+from trainables.dynamics.hessian_products import PRICE, Products
+from trainables.dynamics.lanczos import Lanczos
 
 Array = NDArray[np.float64]
 Problem = tuple[nn.Module, Callable[[Tensor, Tensor], Tensor], Tensor, Tensor]
@@ -319,7 +318,7 @@ def test_the_bound_fails_as_often_as_it_says() -> None:
 def test_the_bound_is_what_the_polynomials_say() -> None:
     """By hand for two products: p_0 = 1, p_1 = (x - a0) / b0, p_2 = ((x - a1) p_1 - b0) / b1."""
     matrix = np.diag([1.0, 2.0, 3.0, 7.0])
-    lanczos = _Lanczos(np.array([1.0, -1.0, 2.0, 0.3]))
+    lanczos = Lanczos(np.array([1.0, -1.0, 2.0, 0.3]))
     for _ in range(2):
         lanczos.extend(matrix @ lanczos.basis[-1])
     (a0, a1), (b0, b1) = lanczos.diagonal, lanczos.beside
@@ -334,7 +333,7 @@ def test_the_bound_is_what_the_polynomials_say() -> None:
 def test_lanczos_keeps_its_basis_orthogonal() -> None:
     """60 steps on a spectrum whose top is found after a few: plain Lanczos would find it again."""
     values = np.append(np.linspace(0, 1, 199), 100.0)
-    lanczos = _Lanczos(np.random.RandomState(0).randn(200))
+    lanczos = Lanczos(np.random.RandomState(0).randn(200))
     for _ in range(60):
         lanczos.extend(values * lanczos.basis[-1])
     basis = np.array(lanczos.basis)

@@ -41,8 +41,9 @@ from trainables.dynamics.stabilisers.orthogonal_gradient import orthogonal_gradi
 from trainables.dynamics.stabilisers.spectra import soft_spectral_clip
 from trainables.dynamics.stabilisers.stable_spam import EPS
 from trainables.dynamics.stabilisers.stablemax import collapsed_share, stablemax_cross_entropy
+from trainables.dynamics.torch_optimiser import optimiser_of
 from trainables.evaluate import evaluate
-from trainables.losses import CROSS_ENTROPY, MEAN_SQUARED_ERROR, Loss
+from trainables.losses import CROSS_ENTROPY, MEAN_SQUARED_ERROR, SQUARED_ERROR, Loss
 from trainables.options import as_names, construct, layer_names, unknown_name
 from trainables.tasks import Task, get_task
 from trainables.trajectory import Bench, Trajectory
@@ -124,6 +125,7 @@ OPTIMISERS: tuple[dict[str, Any], ...] = (
     {"optimiser": "adamw"},
     {"optimiser": "rmsprop", "momentum": 0.5},
     {"optimiser": "adadelta"},
+    {"optimiser": "torch.optim.NAdam"},
 )
 
 
@@ -154,7 +156,7 @@ def plain_loop(
     table: Bench, point: Point, k: int, seed: int, steps: int
 ) -> tuple[list[Tensor], list[Slots]]:
     """The optimiser's rule on the gradients of the task's loss, and nothing else."""
-    rule = Optimiser.of(table.training, point.lr, point.weight_decay, k)
+    rule = optimiser_of(table.training, point.lr, point.weight_decay, k)
     module = table.network(seed, getattr(torch, table.training.dtype))
     parameters = list(module.parameters())
     slots = [rule.init(p.detach()) for p in parameters]
@@ -221,15 +223,26 @@ def test_a_stabiliser_acts_and_fades_with_its_strength(
     assert distance(ends[0], ends[3]) > 1e-3
 
 
-@pytest.mark.parametrize(("options", "alpha"), ACTIVE, ids=naming)
+#: The last one takes its own steps, whose directions and decay are not to be had.
+RESTARTED = [
+    (optimiser, options, alpha)
+    for optimiser in ("sgd", "adamw", "torch.optim.NAdam")
+    for options, alpha in ACTIVE
+    if not optimiser.startswith("torch")
+    or (options["name"] != "spectra" and "track_decay" not in options)
+]
+
+
+@pytest.mark.parametrize(("optimiser", "options", "alpha"), RESTARTED, ids=naming)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
 def test_goes_on_from_a_file_to_the_bit(
     optimiser: str, dtype: str, options: dict[str, Any], alpha: float
 ) -> None:
     """Saved after 7 of 16 steps by torch.save, whose files hold tensors and numbers alone."""
     point = Point(0.03, alpha, 0.5)
-    settings = {"optimiser": optimiser, "decay": "decoupled", "dtype": dtype}
+    settings: dict[str, Any] = {"optimiser": optimiser, "dtype": dtype}
+    if not optimiser.startswith("torch"):
+        settings["decay"] = "decoupled"
     whole = run(Pictures(), point, 7, stabiliser=options, **settings)
     file = io.BytesIO()
     torch.save(whole.state_dict(), file)
@@ -886,8 +899,8 @@ def test_orthogonal_gradient_at_the_edges(dtype: torch.dtype) -> None:
     zero = torch.zeros(2, dtype=dtype)
     assert torch.equal(orthogonal_gradient(zero, g), g)
     assert torch.equal(orthogonal_gradient(w, zero), zero)
-    along = orthogonal_gradient(w, 2 * w)  # exact in binary: nothing is left over
-    assert torch.equal(along, zero)
+    for factor in (2.0, 2.0**30):  # exact in binary: nothing is left over
+        assert torch.equal(orthogonal_gradient(w, factor * w), zero)
     half = orthogonal_gradient(w, 2 * w, 0.5)  # and with a part of it left, the norm comes back
     torch.testing.assert_close(half, 2 * w)
 
@@ -1019,6 +1032,13 @@ class Line(Bowl):
     def train_data(self) -> tuple[Tensor, Tensor]:
         inputs, targets = least_squares()
         return torch.from_numpy(inputs), torch.from_numpy(targets)
+
+
+def test_stable_spam_resets_at_whole_periods() -> None:
+    setting = Setting(nn.Module(), [], "", MEAN_SQUARED_ERROR, Optimiser("sgd", 0.1), 1)
+    for period, expected in ((0, []), (1, [1, 2, 3, 4, 5, 6]), (3, [3, 6])):
+        action = get_stabiliser("stable-spam", reset_every=period).start(setting, 1.0)
+        assert [step for step in range(7) if action.begin(step)] == expected
 
 
 @pytest.mark.parametrize("reset_every", [0, 1, 7])
@@ -1214,3 +1234,19 @@ def test_penalty_refuses() -> None:
             orthogonality_penalty(torch.ones(shape))
     with pytest.raises(InputError, match="stride = 0: stride >= 1; use 1"):
         orthogonality_penalty(torch.ones(1, 1, 2, 2), 0)
+
+
+def test_a_single_number_has_no_orthogonal_direction() -> None:
+    """Its projected gradient is a rounding error, which would come back with the norm of g."""
+    gradient = torch.tensor([0.3])
+    assert torch.equal(orthogonal_gradient(torch.tensor([0.7]), gradient), gradient)
+
+
+def test_squared_error_of_a_convolution_has_the_gradient_of_its_value() -> None:
+    """The mean goes over samples and positions alike."""
+    generator = torch.Generator().manual_seed(0)
+    outputs, targets = torch.randn(2, 2, 3, 4, 5, generator=generator, dtype=torch.float64)
+    outputs.requires_grad_()
+    (expected,) = torch.autograd.grad(SQUARED_ERROR.value(outputs, targets), outputs)
+    assert SQUARED_ERROR.output_gradient is not None
+    torch.testing.assert_close(SQUARED_ERROR.output_gradient(outputs, targets), expected)

@@ -760,6 +760,20 @@ def test_a_layer_that_is_not_last_has_no_analytic_update(name: str) -> None:
     torch.testing.assert_close(flat(run) - before, expected, rtol=1e-9, atol=1e-14)
 
 
+def test_an_optimiser_that_cannot_be_differentiated_takes_the_generic_mode() -> None:
+    auto, generic = (
+        end(
+            small_mlp(),
+            Point(0.05, 2.0),
+            8,
+            optimiser="torch.optim.SGD",
+            stabiliser={"name": "stability", "mode": mode},
+        )
+        for mode in ("auto", "generic")
+    )
+    assert torch.equal(auto, generic)
+
+
 # ------------------------------------------------------------------ what is refused
 
 

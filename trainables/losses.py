@@ -34,11 +34,12 @@ class Loss:
 
 #: Mean over the batch and the outputs of (o - t)^2.
 MEAN_SQUARED_ERROR = Loss("mean-squared-error", F.mse_loss, lambda o, t: 2 * (o - t) / o.numel())
-#: Mean over the batch of 1/2 ||o - t||^2, the sum over the outputs (Cohen et al. 2021).
+#: Mean over the batch (and positions, where outputs have them) of 1/2 ||o - t||^2, the sum over the
+#: outputs (Cohen et al. 2021).
 SQUARED_ERROR = Loss(
     "squared-error",
     lambda o, t: 0.5 * ((o - t) ** 2).sum(1).mean(),
-    lambda o, t: (o - t) / len(o),
+    lambda o, t: (o - t) * (o.shape[1] / o.numel()),
 )
 #: Mean over the batch and the outputs of |o - t|.
 ABSOLUTE_ERROR = Loss("absolute-error", F.l1_loss, lambda o, t: (o - t).detach().sign() / o.numel())

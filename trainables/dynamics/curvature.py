@@ -7,32 +7,26 @@ cost; it never costs more than its budget.
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.optimize import brentq
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from trainables.domain import InputError, Mistake, StabmapError
-
-Array = NDArray[np.float64]
-Loss = Callable[[Tensor, Tensor], Tensor]
-Products = Literal["exact", "difference"]
-
-#: Gradient evaluations that one Hessian-vector product counts for. An exact one is a backward pass
-#: through the graph of the gradient: twice the gradient's matrix products at most, and measured at
-#: 0.4 to 1.9 gradients on the built-in tasks (`benchmarks/curvature.py` prints it for one network).
-#: The larger number is counted, so that a budget is never exceeded.
-PRICE: dict[Products, int] = {"exact": 2, "difference": 1}
-
-ROUNDOFF = float(np.finfo(np.float64).eps)
+from trainables.domain import InputError, Mistake
+from trainables.dynamics.hessian_products import (
+    PRICE,
+    ROUNDOFF,
+    Array,
+    Curvature,
+    Loss,
+    Products,
+    trained_parameters,
+    unit_vector,
+)
+from trainables.dynamics.lanczos import Lanczos
 
 #: Length of the random numbers that a start is mixed with, over the length of the start.
 NOISE = 0.1
@@ -121,7 +115,7 @@ def sharpness(
         InputError: an argument breaks its law.
         StabmapError: curvlinops is not installed.
     """
-    parameters = _parameters(module)
+    parameters = trained_parameters(module)
     size = sum(p.numel() for p in parameters)
     _refuse(
         *_product_mistakes(products, parameters, budget, least=1),
@@ -129,12 +123,12 @@ def sharpness(
         *_start_mistakes(start, size),
         *_range_mistakes(rtol, confidence),
     )
-    curvature = _Curvature(module, loss, inputs, targets, products, scaling, decay)
+    curvature = Curvature(module, loss, inputs, targets, products, scaling, decay)
     first = noise = np.random.default_rng(seed).standard_normal(size)
     if not isinstance(start, str) or start == "gradient":
         known = curvature.gradient if isinstance(start, str) else start
-        first = noise + float(np.linalg.norm(noise)) / NOISE * _unit(known)
-    lanczos = _Lanczos(first)
+        first = noise + float(np.linalg.norm(noise)) / NOISE * unit_vector(known)
+    lanczos = Lanczos(first)
     # A normal number exceeds this in size with the probability asked for; the known part of the
     # start only helps.
     least = NormalDist().inv_cdf(1 - (CONFIDENCE if confidence is None else confidence) / 2)
@@ -190,9 +184,9 @@ def hessian_trace(
         InputError: an argument breaks its law.
         StabmapError: curvlinops is not installed.
     """
-    parameters = _parameters(module)
+    parameters = trained_parameters(module)
     _refuse(*_product_mistakes(products, parameters, budget, least=4))
-    curvature = _Curvature(module, loss, inputs, targets, products)
+    curvature = Curvature(module, loss, inputs, targets, products)
     count = (budget - 1) // PRICE[products]
     if curvature.size <= count:
         trace = float(sum(curvature.product(unit) @ unit for unit in np.eye(curvature.size)))
@@ -249,13 +243,13 @@ def directional_sharpness(
         InputError: the direction is zero, not finite or of the wrong shape.
         StabmapError: curvlinops is not installed.
     """
-    parameters = _parameters(module)
+    parameters = trained_parameters(module)
     _refuse(
         *_product_mistakes(products, parameters, 1 + PRICE.get(products, 0), least=1),
         *_start_mistakes(direction, sum(p.numel() for p in parameters), "direction"),
     )
-    curvature = _Curvature(module, loss, inputs, targets, products)
-    unit = _unit(direction)
+    curvature = Curvature(module, loss, inputs, targets, products)
+    unit = unit_vector(direction)
     image = curvature.product(unit)
     if not np.isfinite(image).all():
         return _unknown(curvature)
@@ -265,241 +259,8 @@ def directional_sharpness(
     return Estimate(float(unit @ image), error, curvature.spent, unit)
 
 
-# --------------------------------------------------------------------------- products
-
-
-class _Curvature:
-    """The loss's gradient and products with D (H + decay I) D; counts what they cost."""
-
-    def __init__(
-        self,
-        module: nn.Module,
-        loss: Loss,
-        inputs: Tensor,
-        targets: Tensor,
-        products: Products,
-        scaling: Array | None = None,
-        decay: float = 0.0,
-    ) -> None:
-        self.size = sum(p.numel() for p in _parameters(module))
-        self.scale = scaling
-        self.decay = decay
-        self.price = PRICE[products]
-        make = _kept_graph if products == "exact" else _differences
-        gradient, self._hessian, self.step = make(module, loss, inputs, targets)
-        self.gradient = self._scaled(gradient)
-        self.spent = 1
-
-    def product(self, vector: Array) -> Array:
-        """D (H + decay I) D times a vector."""
-        self.spent += self.price
-        inner = self._scaled(vector)
-        image = self._hessian(inner)
-        return self._scaled(image + self.decay * inner if self.decay else image)
-
-    def _scaled(self, vector: Array) -> Array:
-        return vector if self.scale is None else self.scale * vector
-
-
-def _unknown(curvature: _Curvature) -> Estimate:
+def _unknown(curvature: Curvature) -> Estimate:
     return Estimate(math.nan, math.nan, curvature.spent)
-
-
-_Made = tuple[Array, Callable[[Array], Array], float]
-
-
-def _kept_graph(module: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) -> _Made:
-    """Gradient, and exact products through its graph, which is built once.
-
-    curvlinops' own product builds the graph anew for each vector and pushes the vector forward
-    through it, for three to four gradients. Its operator remains, with the product replaced.
-    """
-    try:
-        from curvlinops import HessianLinearOperator
-    except ImportError as error:
-        raise StabmapError(
-            "sharpness needs the package curvlinops-for-pytorch: install it, or set "
-            "sharpness: false and live without the sharpness criterion"
-        ) from error
-
-    parameters = _parameters(module)
-    gradients = torch.autograd.grad(
-        loss(module(inputs), targets), parameters, create_graph=True, materialize_grads=True
-    )
-    # A gradient that does not depend on the parameters has no graph, and no curvature.
-    curved = [i for i, gradient in enumerate(gradients) if gradient.requires_grad]
-
-    class KeptGraph(HessianLinearOperator):  # type: ignore[misc]
-        def _matmat_batch(self, X: Any, y: Any, M: list[Tensor]) -> list[Tensor]:
-            if not curved:
-                return [torch.zeros_like(m) for m in M]
-            columns = [
-                torch.autograd.grad(
-                    [gradients[i] for i in curved],
-                    parameters,
-                    [M[i][..., column] for i in curved],
-                    retain_graph=True,
-                    materialize_grads=True,
-                )
-                for column in range(M[0].shape[-1])
-            ]
-            return [torch.stack(parts, -1) for parts in zip(*columns, strict=True)]
-
-    operator = KeptGraph(
-        module, _Mean(loss), parameters, [(inputs, targets)], check_deterministic=False
-    ).to_scipy()
-    return _row(gradients), lambda vector: np.asarray(operator @ vector), 0.0
-
-
-def _differences(module: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) -> _Made:
-    """Gradient, and products as the difference of two gradients a small step apart."""
-    names = [name for name, p in module.named_parameters() if p.requires_grad]
-    here = [p.detach() for p in _parameters(module)]
-    sizes = [p.numel() for p in here]
-
-    def gradient(shift: Array) -> Array:
-        parts = torch.split(torch.from_numpy(shift), sizes)
-        moved = [
-            (p + part.view_as(p).to(p.device)).requires_grad_()
-            for p, part in zip(here, parts, strict=True)
-        ]
-        outputs = functional_call(module, dict(zip(names, moved, strict=True)), (inputs,))
-        value = loss(outputs, targets)
-        return _row(torch.autograd.grad(value, moved, materialize_grads=True))
-
-    base = gradient(np.zeros(sum(sizes)))
-    # The square root of the roundoff balances rounding against the third derivative.
-    length = math.sqrt(ROUNDOFF) * (1 + float(np.linalg.norm(_row(here))))
-
-    def product(vector: Array) -> Array:
-        norm = float(np.linalg.norm(vector))
-        if norm == 0 or not math.isfinite(norm):
-            return norm * vector
-        step = length / norm
-        with np.errstate(invalid="ignore"):  # infinity less infinity is a result, NaN
-            return np.asarray((gradient(step * vector) - base) / step)
-
-    return base, product, length
-
-
-class _Mean(nn.Module):
-    """A loss as curvlinops wants it: a callable that says how it reduces."""
-
-    reduction = "mean"
-
-    def __init__(self, value: Loss) -> None:
-        super().__init__()
-        self.value = value
-
-    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return self.value(outputs, targets)
-
-
-def _parameters(module: nn.Module) -> list[nn.Parameter]:
-    return [p for p in module.parameters() if p.requires_grad]
-
-
-def _row(tensors: Any) -> Array:
-    flat = torch.cat([t.detach().reshape(-1) for t in tensors])
-    return np.asarray(flat.cpu().numpy(), dtype=np.float64)
-
-
-def _unit(vector: Array) -> Array:
-    """The vector's direction with length 1; zeros where it has none."""
-    peak = float(np.abs(vector).max())  # first, so that squares neither vanish nor overflow
-    if peak == 0 or not math.isfinite(peak):
-        return np.zeros_like(vector)
-    scaled = vector / peak
-    return np.asarray(scaled / np.linalg.norm(scaled))
-
-
-# --------------------------------------------------------------------------- Lanczos
-
-
-class _Lanczos:
-    """Orthonormal basis of a symmetric matrix's Krylov space, and the matrix in that basis.
-
-    In that basis the matrix is tridiagonal. All basis vectors are kept, and each new one is made
-    orthogonal to all of them: without that, rounding brings found eigenvalues back as copies.
-    """
-
-    def __init__(self, first: Array) -> None:
-        self.basis = [first / np.linalg.norm(first)]
-        self.diagonal: list[float] = []
-        self.beside: list[float] = []
-        self._stray = 0.0
-
-    def extend(self, image: Array) -> None:
-        """Take in the matrix's product with the newest basis vector."""
-        newest = self.basis[-1]
-        along = float(newest @ image)
-        image = image - along * newest
-        if self.beside:
-            image -= self.beside[-1] * self.basis[-2]
-        for old in self.basis:
-            # 0 if products were exact and symmetric, so its size says how far they are from that.
-            stray = float(old @ image)
-            image -= stray * old
-            self._stray = max(self._stray, abs(stray))
-        self.diagonal.append(along)
-        self.beside.append(float(np.linalg.norm(image)))
-        if not self.exhausted:
-            self.basis.append(image / self.beside[-1])
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether the basis spans everything that can be reached from the first vector."""
-        size = max(map(abs, [*self.diagonal, *self.beside]))
-        nothing = self.beside[-1] <= ROUNDOFF * size
-        return nothing or len(self.diagonal) == len(self.basis[0])
-
-    @property
-    def unevenness(self) -> float:
-        """How much inexact products may have moved an eigenvalue."""
-        return self._stray * len(self.diagonal)
-
-    def top(self) -> tuple[float, float, Array]:
-        """Largest eigenvalue in the basis, its residual, its eigenvector's coefficients."""
-        inner = self.beside[:-1]
-        values, vectors = np.linalg.eigh(
-            np.diag(self.diagonal) + np.diag(inner, 1) + np.diag(inner, -1)
-        )
-        residual = self.beside[-1] * abs(float(vectors[-1, -1]))
-        return float(values[-1]), residual, vectors[:, -1]
-
-    def bound(self, overlap: float) -> float:
-        """Largest eigenvalue that a first vector with this overlap can have failed to show.
-
-        Basis vector j is p_j(A) times the first one, p_j the Lanczos polynomials, so its overlap
-        with an eigenvector of eigenvalue x is p_j(x) times the first one's, and all of these
-        overlaps squared add up to at most 1. Above the top of the basis p_j(x) only grows.
-
-        Args:
-            overlap: cosine of the angle between first vector and eigenvector, at least.
-        """
-        value, residual, _ = self.top()
-        if self.beside[-1] == 0:
-            return value
-
-        def excess(x: float) -> float:
-            """Logarithm of that sum over what is allowed, by ratios, which do not overflow."""
-            logarithm, ratio, before = 0.0, 1.0, 0.0
-            terms = [logarithm]
-            for along, beside in zip(self.diagonal, self.beside, strict=True):
-                ratio = (x - along - before / ratio) / beside
-                if ratio <= 0:  # x is the top itself, but for rounding
-                    break
-                logarithm += 2 * math.log(ratio)
-                terms.append(logarithm)
-                before = beside
-            return float(np.logaddexp.reduce(terms)) + 2 * math.log(overlap)
-
-        if excess(value) >= 0:
-            return value
-        width = max(residual, ROUNDOFF * self.beside[-1], sys.float_info.min)
-        while excess(value + width) < 0:
-            width *= 2
-        return float(brentq(excess, value, value + width, rtol=1e-12))
 
 
 # --------------------------------------------------------------------------- laws

@@ -24,11 +24,17 @@ def orthogonal_gradient(parameter: Tensor, gradient: Tensor, alpha: float = 1.0)
         parameter: w, any shape.
         gradient: g, like w.
         alpha: share of the component along w that is taken out; 1 makes the result orthogonal.
+
+    Returns:
+        Something like g; g itself where w is a single number.
     """
+    if parameter.numel() == 1:
+        return gradient  # nothing is orthogonal to it but 0, whose rounding would be blown up
     along = (parameter * gradient).sum() / ((parameter * parameter).sum() + TINY)
     rest = gradient - (alpha * along) * parameter
     norms = torch.linalg.vector_norm(gradient), torch.linalg.vector_norm(rest)
-    result: Tensor = rest * (norms[0] / (norms[1] + TINY))
+    # Divided first: norm / TINY may be infinite in float32.
+    result: Tensor = rest / (norms[1] + TINY) * norms[0]
     return result
 
 
