@@ -45,6 +45,7 @@ EVIDENCE = (
     "ascent_share",
     "sharpness_ratio",
     "rise",
+    "lyapunov_exponent",
 )
 MAP_FILE = "map.parquet"
 #: Values that `max_stable` tries along an axis.

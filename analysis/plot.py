@@ -308,8 +308,17 @@ def _title(stability_map: StabilityMap) -> str:
         f"k = {', '.join(map(str, training['ks']))}",
         f"{len(stability_map.frame)} points x {training['seeds']} seeds",
         *held,
+        *_stabiliser(stability_map),
     ]
     return "   ".join(parts)
+
+
+def _stabiliser(stability_map: StabilityMap) -> list[str]:
+    """What alpha is the strength of, where there is any."""
+    (alpha,) = (axis for axis in stability_map.axes if axis.name == "alpha")
+    if not alpha.free and not alpha.value:
+        return []
+    return [f"alpha: strength of {stability_map.about['training']['stabiliser']['name']}"]
 
 
 def _curves(stability_map: StabilityMap, axis: Axis) -> Figure:

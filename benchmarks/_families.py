@@ -20,7 +20,7 @@ the full networks in `tests/test_verdict_families.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -219,15 +219,15 @@ class TwoLayerReLU(_Known):
 
 
 def update_radius(
-    lr: float, curvature: float, optimiser: str, beta: float, decay: float, decoupled: bool
-) -> float:
+    lr: float | Array, curvature: float, optimiser: str, beta: float, decay: float, decoupled: bool
+) -> Array:
     """Largest modulus of the eigenvalues of one update, in (parameter, momentum buffer).
 
     Constant terms (the minimiser) shift the fixed point and leave the matrix alone. The buffer
     becomes beta v + g; heavy ball steps along it, Nesterov along g + beta (beta v + g).
 
     Args:
-        lr: learning rate.
+        lr: learning rates, of any shape, which is that of the result.
         curvature: Hessian eigenvalue of the loss without decay.
         optimiser: `sgd` or `nesterov`.
         beta: momentum.
@@ -235,11 +235,14 @@ def update_radius(
         decoupled: whether the decay scales the parameter instead of entering the gradient.
     """
     slope = curvature if decoupled else curvature + decay
-    keep = 1 - lr * decay if decoupled else 1.0
+    rates = np.asarray(lr, np.float64)
     buffer = np.array([slope, beta])
     along = np.array([slope, 0.0]) + beta * buffer if optimiser == "nesterov" else buffer
-    matrix = np.stack([np.array([keep, 0.0]) - lr * along, buffer])
-    return float(np.abs(np.linalg.eigvals(matrix)).max())
+    matrix = np.empty((*rates.shape, 2, 2))
+    matrix[..., 0, :] = np.array([1.0, 0.0]) - rates[..., None] * along
+    matrix[..., 0, 0] -= rates * decay if decoupled else 0.0
+    matrix[..., 1, :] = buffer
+    return np.asarray(np.abs(np.linalg.eigvals(matrix)).max(-1))
 
 
 def deep_linear_map(task: DeepLinear, decay: float) -> Map:
@@ -496,8 +499,24 @@ def _map_case(
     return Case(family, name, task, low, high, truth, sketch, weight_decay)
 
 
-def quadratics() -> list[Case]:
-    """Plain gradient descent, heavy ball, Nesterov; every kind of decay; even and uneven bowls."""
+def _map_cases(
+    family: str,
+    chosen: Sequence[tuple[str, DeepLinear | TwoLayerReLU, float]],
+    names: Collection[str] | None,
+) -> list[Case]:
+    """Only what is named is built: to look for the edges of a case takes most of a second."""
+    return [
+        _map_case(family, name, task, decay)
+        for name, task, decay in chosen
+        if names is None or name in names
+    ]
+
+
+def quadratics(names: Collection[str] | None = None) -> list[Case]:
+    """Plain gradient descent, heavy ball, Nesterov; every kind of decay; even and uneven bowls.
+
+    All of them, or those of the given names.
+    """
     spectra = (
         (1.0, 0.5),
         (3.0, 1.0, 0.3, 0.1),
@@ -509,33 +528,36 @@ def quadratics() -> list[Case]:
     rules += [(name, beta) for name in ("sgd", "nesterov") for beta in (0.5, 0.9, 0.99)]
     decays = [(0.0, "coupled"), (0.1, "coupled"), (0.1, "decoupled")]
     pairs = [(rule, decay) for rule in rules for decay in decays]
-    return [
-        _quadratic_case(rule, decay, Quadratic(spectra[i % 5], float(i % 2), i % 3 > 0, i))
-        for i, (rule, decay) in enumerate(pairs)
-    ]
+    cases = []
+    for i, (rule, decay) in enumerate(pairs):
+        task = Quadratic(spectra[i % 5], float(i % 2), i % 3 > 0, i)
+        name = f"{rule[0] if rule[1] else 'plain'} {rule[1]:g}, decay {decay[0]:g} {decay[1]}"
+        if names is None or name in names:
+            cases.append(_quadratic_case(name, rule, decay, task))
+    return cases
 
 
-def _quadratic_case(rule: tuple[str, float], decay: tuple[float, str], task: Quadratic) -> Case:
+def _quadratic_case(
+    name: str, rule: tuple[str, float], decay: tuple[float, str], task: Quadratic
+) -> Case:
     """A case whose truth is the update's spectral radius; a fifth to five times the threshold."""
 
-    def radius(lr: float) -> float:
-        return max(
-            update_radius(lr, h, *rule, decay[0], decay[1] == "decoupled") for h in task.curvatures
-        )
-
     def truth(lrs: Array) -> NDArray[np.str_]:
-        return np.array([str(Regime.STABLE if radius(x) < 1 else Regime.DIVERGENT) for x in lrs])
+        settings = (*rule, decay[0], decay[1] == "decoupled")
+        radii = [update_radius(lrs, curvature, *settings) for curvature in task.curvatures]
+        return np.where(np.max(radii, 0) < 1, str(Regime.STABLE), str(Regime.DIVERGENT))
 
     wide = np.geomspace(1e-3, 1e3, 4000)
     edge = float(wide[truth(wide) == str(Regime.DIVERGENT)][0])
-    kind = rule[0] if rule[1] else "plain"
-    name = f"{kind} {rule[1]:g}, decay {decay[0]:g} {decay[1]}, {len(task.curvatures)} curvatures"
     settings = {"optimiser": rule[0], "momentum": rule[1], "decay": decay[1]}
     return Case("quadratic", name, task, edge / 5, edge * 5, truth, truth, decay[0], settings)
 
 
-def deep_linear_nets() -> list[Case]:
-    """Depths two to five, from the identity and from unlike layers, with and without decay."""
+def deep_linear_nets(names: Collection[str] | None = None) -> list[Case]:
+    """Depths two to five, from the identity and from unlike layers, with and without decay.
+
+    All of them, or those of the given names.
+    """
     wide, narrow, weak = (4.0, 2.0, 1.0, 0.5, 0.1), (2.0, 0.5), (0.6, 0.3, 0.1)
     chosen = [
         ("two layers", DeepLinear(wide, (1.0,) * 2), 0.0),
@@ -553,11 +575,14 @@ def deep_linear_nets() -> list[Case]:
         ("three unlike layers", DeepLinear(wide, (0.8, 1.0, 1.3), draw=8), 0.0),
         ("three unlike layers, decay", DeepLinear(narrow, (0.5, 1.0, 2.0), draw=9), 0.05),
     ]
-    return [_map_case("deep linear", name, task, decay) for name, task, decay in chosen]
+    return _map_cases("deep linear", chosen, names)
 
 
-def two_layer_relu_nets() -> list[Case]:
-    """One and several units, data of one and both signs, even and uneven starts, dead units."""
+def two_layer_relu_nets(names: Collection[str] | None = None) -> list[Case]:
+    """One and several units, data of one and both signs, even and uneven starts, dead units.
+
+    All of them, or those of the given names.
+    """
     positive = (0.2, 0.5, 0.9, 1.1, 1.4, 1.9)
     both = (-1.5, -0.8, -0.3, 0.4, 1.0, 1.7)
     random = np.random.RandomState(5)
@@ -597,10 +622,10 @@ def two_layer_relu_nets() -> list[Case]:
             0.0,
         ),
     ]
-    return [_map_case("two-layer ReLU", name, task, decay) for name, task, decay in chosen]
+    return _map_cases("two-layer ReLU", chosen, names)
 
 
-FAMILIES: dict[str, Callable[[], list[Case]]] = {
+FAMILIES: dict[str, Callable[..., list[Case]]] = {
     "quadratic": quadratics,
     "deep-linear": deep_linear_nets,
     "two-layer-relu": two_layer_relu_nets,

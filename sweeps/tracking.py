@@ -157,6 +157,8 @@ class Tracker:
             "stabmap.kind": "sweep",
             HASH_TAG: self._spec.hash,
             "task": self._spec.task_name,
+            "optimiser": training.optimiser,
+            "stabiliser": training.stabiliser_name,
             "device": training.device,
             "dtype": training.dtype,
             "git_commit": git_commit(),
@@ -236,6 +238,7 @@ class Tracker:
                 "regime": verdict.regime.value,
                 "reason": verdict.reason.value,
                 "task": self._spec.task_name,
+                "stabiliser": self._spec.training.stabiliser_name if point.alpha else "none",
                 "replicates": " ".join(r.verdict.regime.value for r in result.replicates),
             },
         )

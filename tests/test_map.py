@@ -352,7 +352,8 @@ def test_metadata_says_what_was_swept(plane: StabilityMap, tmp_path: Path) -> No
     raw = pq.read_schema(tmp_path / "a.parquet").metadata
     about = json.loads(raw[b"stabmap"])
     assert about["schema_version"] == 1
-    assert about["task"] == {"name": "one-layer-cnn"}
+    assert about["task"]["name"] == "one-layer-cnn"
+    assert about["task"]["image"] == 256
     assert about["axes"]["lr"]["low"] == 0.01
     assert about["axes"]["weight_decay"]["zero"] is True
     assert about["training"]["ks"] == [1, 3]

@@ -273,6 +273,7 @@ def test_what_the_picture_says() -> None:
         "k = 1, 5",
         "16 points x 1 seeds",
         "alpha = 0.5",
+        "alpha: strength of stability",
     ]
     (panel,) = figure.axes
     assert (panel.get_xlabel(), panel.get_ylabel()) == ("lr", "weight decay")

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -128,6 +129,9 @@ def test_mlflow_children(finished: tuple[Path, Any]) -> None:
         assert run.info.status == "FINISHED"
         assert run.data.tags["regime"] == row["regime"]
         assert run.data.tags["reason"] == row["reason"]
+        assert run.data.tags["stabiliser"] == ("none" if row["alpha"] == 0 else "stability")
+        if not np.isnan(row["lyapunov_exponent"]):
+            assert run.data.metrics["lyapunov_exponent"] == row["lyapunov_exponent"]
         for name in ("lr", "alpha", "weight_decay"):
             assert float(run.data.params[name]) == run.data.metrics[name] == row[name]
         # MLflow stores infinity as the largest double, which is finite: look for that too.
@@ -147,6 +151,7 @@ def test_mlflow_parent(finished: tuple[Path, Any]) -> None:
     client = MlflowClient(uri)
     run = client.get_run(outcome.sweep)
     assert run.info.status == "FINISHED"
+    assert run.data.tags["stabiliser"] == "stability"
     for tag in ("git_commit", "torch", "ray", "optuna", "mlflow", "device", "data_hash"):
         assert run.data.tags[tag]
     assert run.data.tags["stabmap.spec"] == spec_in(folder, search__method="sobol", seeds=2).hash

@@ -495,6 +495,12 @@ class Training:
             )
 
     @property
+    def stabiliser_name(self) -> str:
+        """Name of what alpha is the strength of."""
+        given = self.stabiliser
+        return given if isinstance(given, str) else str(given["name"])
+
+    @property
     def smallest_lr(self) -> float:
         """Smallest learning rate whose perturbed update lr / k is a normal number of the dtype."""
         return float(np.finfo(self.dtype).tiny) * max(self.ks)
