@@ -19,6 +19,10 @@ FORWARD = 2 * SAMPLES * (784 * WIDTH + WIDTH * 10)
 BACKWARD = FORWARD + 2 * SAMPLES * WIDTH * 10
 
 
+#: A training without the two measurements that decide nothing or cost by themselves.
+BARE: dict[str, bool] = {"sharpness": False, "lyapunov": False}
+
+
 def of(training: Training, points: int | None = 10, workers: int = 1, **options: Any) -> Cost:
     task = get_task("mnist-mlp", samples=SAMPLES, width=WIDTH, **options)
     return estimate(task, training, points, workers)
@@ -26,7 +30,7 @@ def of(training: Training, points: int | None = 10, workers: int = 1, **options:
 
 def test_one_step() -> None:
     """Two trajectories, and one look at the loss a step that comes on top of their passes."""
-    found = of(Training(steps=STEPS, sharpness=False))
+    found = of(Training(steps=STEPS, **BARE))
     assert found.steps == 2 * STEPS
     assert found.flops == 2 * STEPS * (FORWARD + BACKWARD) + STEPS * FORWARD
     assert found.seconds == found.flops / CORE_SPEED
@@ -34,28 +38,38 @@ def test_one_step() -> None:
 
 
 def test_trajectories_multiply() -> None:
-    one = of(Training(steps=STEPS, sharpness=False))
-    assert of(Training(steps=STEPS, sharpness=False, seeds=3)).flops == 3 * one.flops
-    assert of(Training(steps=4 * STEPS, sharpness=False)).flops == 4 * one.flops
-    three = of(Training(steps=STEPS, sharpness=False, ks=(1, 3, 5)))
+    one = of(Training(steps=STEPS, **BARE))
+    assert of(Training(steps=STEPS, **BARE, seeds=3)).flops == 3 * one.flops
+    assert of(Training(steps=4 * STEPS, **BARE)).flops == 4 * one.flops
+    three = of(Training(steps=STEPS, **BARE, ks=(1, 3, 5)))
     assert three.steps == 3 * STEPS
     assert three.flops - one.flops == STEPS * (FORWARD + BACKWARD)
+
+
+def test_the_lyapunov_exponent_costs_one_more_trajectory() -> None:
+    one = of(Training(steps=STEPS, **BARE))
+    more = of(Training(steps=STEPS, sharpness=False))
+    assert more.steps - one.steps == STEPS
+    assert more.flops - one.flops == STEPS * (FORWARD + BACKWARD)
 
 
 def test_sharpness_costs_more_steps() -> None:
     """Only for full batches, where it is measured, and whatever the number of steps."""
     extra = [
-        of(Training(steps=steps)).flops - of(Training(steps=steps, sharpness=False)).flops
+        of(Training(steps=steps, lyapunov=False)).flops - of(Training(steps=steps, **BARE)).flops
         for steps in (STEPS, 4 * STEPS)
     ]
     assert extra[0] == extra[1] > 20 * (FORWARD + BACKWARD)
-    batched = (of(Training(steps=STEPS, sharpness=on), batch_size=10).flops for on in (True, False))
+    batched = (
+        of(Training(steps=STEPS, sharpness=on, lyapunov=False), batch_size=10).flops
+        for on in (True, False)
+    )
     assert len(set(batched)) == 1
 
 
 def test_a_mini_batch_costs_its_share() -> None:
-    full = of(Training(steps=STEPS, sharpness=False))
-    quarter = of(Training(steps=STEPS, sharpness=False), batch_size=SAMPLES // 4)
+    full = of(Training(steps=STEPS, **BARE))
+    quarter = of(Training(steps=STEPS, **BARE), batch_size=SAMPLES // 4)
     passes = 2 * STEPS * (FORWARD + BACKWARD) / 4
     assert passes < quarter.flops < passes + full.flops / 4
     assert quarter.steps == full.steps
@@ -64,7 +78,7 @@ def test_a_mini_batch_costs_its_share() -> None:
 def test_a_large_network_is_counted_without_being_trained() -> None:
     """It grows with the width; the count needs no memory for activations."""
     task = get_task("mnist-mlp", samples=4000, width=8192)
-    found = estimate(task, Training(steps=1000, sharpness=False), 1, 1)
+    found = estimate(task, Training(steps=1000, **BARE), 1, 1)
     forward = 2 * 4000 * 8192 * (784 + 10)
     assert found.flops == pytest.approx(1000 * (2 * 2 + 1) * forward, rel=0.01)
 

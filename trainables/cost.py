@@ -59,13 +59,13 @@ def estimate(task: Task, training: Training, points: int | None, workers: int) -
         workers: points trained at the same time.
     """
     forward, backward = _step_flops(task)
-    trajectories = len(training.ks) * training.seeds
+    trajectories = (len(training.ks) + training.lyapunov) * training.seeds
     updates = trajectories * training.steps
     per_point = updates * (forward + backward)
     per_point += training.seeds * training.steps * forward * (1 if task.batch is None else 2)
     if task.batch is None and training.sharpness:
-        # Eight measurements of about twelve Hessian-vector products, two gradients each.
-        per_point += training.seeds * 8 * 12 * 2 * (forward + backward)
+        # Eight measurements of about sixteen Hessian-vector products, 1.4 gradients each.
+        per_point += training.seeds * 8 * 16 * 1.4 * (forward + backward)
     return Cost(points, updates, float(per_point), per_point / CORE_SPEED, workers)
 
 
