@@ -36,6 +36,9 @@ if TYPE_CHECKING:
         UnreachableError,
         Verdict,
     )
+    from trainables.dynamics.dry_run import dry_run
+    from trainables.dynamics.perturbed_k import PerturbedK
+    from trainables.dynamics.stabilisers import get_stabiliser, stabiliser_names
     from trainables.evaluate import evaluate
     from trainables.tasks import Task, get_task, task_names
 
@@ -66,6 +69,7 @@ _PLACES = {
     "Margins": "trainables.domain",
     "Mistake": "trainables.domain",
     "NotReproducibleError": "trainables.domain",
+    "PerturbedK": "trainables.dynamics.perturbed_k",
     "Point": "trainables.domain",
     "PointResult": "trainables.domain",
     "Reason": "trainables.domain",
@@ -77,11 +81,14 @@ _PLACES = {
     "Training": "trainables.domain",
     "UnreachableError": "trainables.domain",
     "Verdict": "trainables.domain",
+    "dry_run": "trainables.dynamics.dry_run",
     "evaluate": "trainables.evaluate",
+    "get_stabiliser": "trainables.dynamics.stabilisers",
     "get_task": "trainables.tasks",
     "load_map": "analysis.load",
     "load_spec": "sweeps.spec",
     "run_sweep": "sweeps.runner",
+    "stabiliser_names": "trainables.dynamics.stabilisers",
     "task_names": "trainables.tasks",
     "theory": "analysis",
 }
@@ -92,6 +99,7 @@ __all__ = [
     "Margins",
     "Mistake",
     "NotReproducibleError",
+    "PerturbedK",
     "Point",
     "PointResult",
     "Reason",
@@ -104,11 +112,14 @@ __all__ = [
     "UnreachableError",
     "Verdict",
     "__version__",
+    "dry_run",
     "evaluate",
+    "get_stabiliser",
     "get_task",
     "load_map",
     "load_spec",
     "run_sweep",
+    "stabiliser_names",
     "task_names",
     "theory",
 ]

@@ -20,7 +20,7 @@ BACKWARD = FORWARD + 2 * SAMPLES * WIDTH * 10
 
 
 #: A training without the two measurements that decide nothing or cost by themselves.
-BARE: dict[str, bool] = {"sharpness": False, "lyapunov": False}
+BARE: dict[str, Any] = {"sharpness": False, "lyapunov": False}
 
 
 def of(training: Training, points: int | None = 10, workers: int = 1, **options: Any) -> Cost:
