@@ -44,9 +44,9 @@ def load_map(sweep: str | Path, tracking_uri: str | None = None) -> StabilityMap
         The map as far as it is known.
 
     Raises:
-        InputError: no such sweep, or it has no results yet.
+        InputError: no such sweep, no results yet, or the file is no map.
         UnreachableError: MLflow does not answer.
-        StabmapError: the file is not a map.
+        StabmapError: the file is a map of another version.
     """
     path = Path(sweep).expanduser()
     if path.is_dir() and (path / MAP_FILE).exists():

@@ -30,7 +30,7 @@ from trainables.domain import (
 Array = NDArray[np.float64]
 
 #: Version of the columns below; `docs/map-format.md` documents them.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 REGIMES = tuple(regime.value for regime in Regime)
 #: Evidence that has a column of its own; empty where it was not measured.
 EVIDENCE = (
@@ -250,16 +250,16 @@ class StabilityMap:
         """Inverse of `write_parquet`.
 
         Raises:
-            StabmapError: the file is no map, or one of a later schema.
+            InputError: the file is no map.
+            StabmapError: it is one of another schema.
         """
         try:
             table = pq.read_table(path)
             about = json.loads((table.schema.metadata or {})[b"stabmap"])
         except (OSError, KeyError, ValueError) as error:
-            raise StabmapError(
-                f"{path}: not a stability map ({type(error).__name__}); give a folder or file "
-                "that export wrote, or the id of a sweep"
-            ) from error
+            remedy = "give a folder or file that export wrote, or the id of a sweep"
+            law = f"not a stability map ({type(error).__name__})"
+            raise InputError([Mistake("sweep", str(path), law, remedy)]) from error
         version = about.pop("schema_version")
         if version != SCHEMA_VERSION:
             raise StabmapError(

@@ -618,6 +618,13 @@ def _resource_laws(spec: SweepSpec) -> Iterable[Mistake]:
     if not (part.cpus > 0 and math.isfinite(part.cpus)):
         yield Mistake("resources.cpus", part.cpus, "CPUs a pack, finite and > 0", "use 1")
     gpus, cuda = spec.gpus, spec.device.startswith("cuda")
+    if re.fullmatch(r"cuda:0*[1-9][0-9]*", spec.device):
+        yield Mistake(
+            "device",
+            spec.device,
+            "Ray shows each pack the GPU that it may use as cuda:0",
+            "use device: cuda",
+        )
     if cuda and gpus <= 0:
         yield Mistake(
             "resources.gpus", gpus, f"device {spec.device} needs a GPU a pack", "leave it out"

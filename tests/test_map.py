@@ -351,7 +351,7 @@ def test_metadata_says_what_was_swept(plane: StabilityMap, tmp_path: Path) -> No
     plane.write_parquet(tmp_path / "a.parquet")
     raw = pq.read_schema(tmp_path / "a.parquet").metadata
     about = json.loads(raw[b"stabmap"])
-    assert about["schema_version"] == 1
+    assert about["schema_version"] == 2
     assert about["task"]["name"] == "one-layer-cnn"
     assert about["task"]["image"] == 256
     assert about["axes"]["lr"]["low"] == 0.01
@@ -387,7 +387,7 @@ def test_export(plane: StabilityMap, tmp_path: Path) -> None:
     assert paths == [folder / "map.parquet", folder / "map.json"]
     assert sorted(folder.iterdir()) == sorted(paths)
     content = json.loads(paths[1].read_text("utf-8"), parse_constant=not_finite)
-    assert content["schema_version"] == 1
+    assert content["schema_version"] == 2
     assert content["about"] == json.loads(json.dumps(dict(plane.about)))
     assert len(content["points"]) == 64
     for written, row in zip(content["points"], plane.frame.to_dict("records"), strict=True):
@@ -420,12 +420,12 @@ def test_files_that_are_no_map(line: StabilityMap, tmp_path: Path) -> None:
     line.write_parquet(tmp_path / "cut")
     (tmp_path / "cut").write_bytes((tmp_path / "cut").read_bytes()[:-40])
     for path in (text, table, empty, tmp_path / "cut"):
-        with pytest.raises(StabmapError, match="not a stability map") as caught:
+        with pytest.raises(InputError, match="not a stability map") as caught:
             load_map(path)
         assert str(path) in str(caught.value)
         assert "export" in str(caught.value)
         assert "\n" not in str(caught.value)
-    with pytest.raises(StabmapError, match="not a stability map"):
+    with pytest.raises(InputError, match="not a stability map"):
         StabilityMap.read_parquet(tmp_path / "missing")
 
 
@@ -433,9 +433,9 @@ def test_map_of_a_later_schema(
     line: StabilityMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(map_module, "SCHEMA_VERSION", 2)
+        patch.setattr(map_module, "SCHEMA_VERSION", 3)
         line.export(tmp_path)
-    with pytest.raises(StabmapError, match="map schema 2, but this stabmap reads 1") as caught:
+    with pytest.raises(StabmapError, match="map schema 3, but this stabmap reads 2") as caught:
         load_map(tmp_path)
     assert str(tmp_path) in str(caught.value)
 

@@ -61,7 +61,7 @@ def test_the_base_is_valid() -> None:
     assert load_spec(BASE, {"name": "mine"}).title == "mine"
     assert spec.gpus == 0
     assert load_spec(BASE, {"device": "cuda"}).gpus == 1
-    assert load_spec(BASE, {"device": "cuda:1", "resources.gpus": 0.25}).gpus == 0.25
+    assert load_spec(BASE, {"device": "cuda:0", "resources.gpus": 0.25}).gpus == 0.25
 
 
 # --------------------------------------------------------------------------- one law at a time
@@ -129,6 +129,7 @@ LAWS: list[tuple[dict[str, Any], str, str, str, str]] = [
     ({"beta2": 1.0, "optimiser": "adam"}, "beta2", "1.0", "0 <= beta2 < 1", "0.999"),
     ({"lyapunov": "perhaps"}, "lyapunov", "'perhaps'", "must be a valid boolean", "write"),
     ({"sharpness": "perhaps"}, "sharpness", "'perhaps'", "must be a valid boolean", "write"),
+    ({"device": "cuda:1"}, "device", "'cuda:1'", "each pack the GPU", "use device: cuda"),
     ({"device": "tpu"}, "device", "'tpu'", "unknown device", "use cpu"),
     ({"device": "cuda:x"}, "device", "'cuda:x'", "unknown device", "use cpu"),
     # axes
