@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
 from torch import Tensor
 
 from trainables.domain import Point, Training
-from trainables.evaluate import check_reproducible, evaluate
+from trainables.dynamics.curvature import sharpness
+from trainables.dynamics.stabilisers import stabiliser_names
+from trainables.evaluate import PackRun, check_reproducible, evaluate
 from trainables.tasks.mnist_regression import MnistRegression
 from trainables.tasks.one_layer_cnn import OneLayerCNN
 
@@ -45,8 +49,11 @@ def test_verdicts_are_exact(dtype: str) -> None:
     assert "".join(r.verdict.regime.value[0].upper() for r in results) == EXACT
 
 
+OPTIMISERS = ("sgd", "nesterov", "adam", "rmsprop", "adadelta", "torch.optim.NAdam")
+
+
 @pytest.mark.parametrize("alpha", [0.0, 3.0])
-@pytest.mark.parametrize("optimiser", ["sgd", "nesterov", "adam"])
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
 def test_convolutions_repeat_to_the_bit(optimiser: str, alpha: float) -> None:
     """k repeated and k doubled agree on the device's own kernels."""
     training = Training(device="cuda", optimiser=optimiser)
@@ -59,3 +66,32 @@ def test_runs_repeat_to_the_bit() -> None:
         evaluate([Point(0.01, 1.0, 1e-3)], task, steps=40, device="cuda") for _ in range(2)
     )
     assert first == second
+
+
+@pytest.mark.parametrize("name", [n for n in stabiliser_names() if n != "stablemax"])
+def test_stabilisers_go_on_to_the_bit(name: str) -> None:
+    """State is on the device it is needed on, also after a checkpoint on the processor."""
+    task = RandomImages(samples=400)
+    training = Training(device="cuda", steps=20, stabiliser=name)
+    points = [Point(0.01, 0.5)]
+    straight, first, second = (PackRun(points, task, training) for _ in range(3))
+    straight.advance()
+    while not first.done:
+        first.advance(seconds=0.0)
+        if first.results:
+            break
+        file = io.BytesIO()
+        torch.save(first.state_dict(), file)
+        file.seek(0)
+        second.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        first, second = second, PackRun(points, task, training)
+    first.advance()
+    assert first.results == straight.results
+
+
+def test_sharpness_is_that_of_the_processor() -> None:
+    module, (inputs, targets) = OneLayerCNN(image=64).module(0), OneLayerCNN(image=64).train_data()
+    loss = OneLayerCNN(image=64).loss.value
+    here = sharpness(module, loss, inputs, targets).value
+    there = sharpness(module.cuda(), loss, inputs.cuda(), targets.cuda()).value
+    assert there == pytest.approx(here, rel=1e-3)
