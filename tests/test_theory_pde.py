@@ -122,7 +122,7 @@ def test_heat_bound_is_where_the_amplifier_reaches_minus_one(dx: float, kappa: f
 # --------------------------------------------------------------------------- Beltrami
 
 
-def test_beltrami_rates_of_the_specification() -> None:
+def test_beltrami_rates_at_multiples_of_the_bound() -> None:
     """Acceptance row 8: bound, ratio, and what happens at multiples of the bound."""
     strict = float(bel.beltrami_cfl_bound())
     assert strict == pytest.approx(0.00498753, abs=5e-9)
@@ -519,7 +519,7 @@ def some_kernels(seed: int, layers: int, size: float) -> tuple[Array, list[Array
 @pytest.mark.parametrize("seed", range(3))
 def test_exact_gain_of_later_layers_against_the_hessian(seed: int, layers: int) -> None:
     image, later = some_kernels(seed, layers, 1.0)
-    gain = cnn.multilayer_gain_exact(later, (4, 3))
+    gain = cnn.multilayer_gain(later, (4, 3))
     expected = np.sort((cnn.power_spectrum(image) * gain / 2).ravel())
     found = np.linalg.eigvalsh(logit_hessian(image, later))
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
@@ -531,7 +531,7 @@ def test_the_papers_gain_is_right_to_leading_order_only(layers: int) -> None:
     relative = []
     for size in (1.0, 0.1, 0.01):
         image, later = some_kernels(5, layers, size)
-        paper = cnn.power_spectrum(image) * float(cnn.multilayer_gain(later)) / 2
+        paper = cnn.power_spectrum(image) * float(cnn.multilayer_gain_as_printed(later)) / 2
         found = np.linalg.eigvalsh(logit_hessian(image, later))
         relative.append(np.abs(found - np.sort(paper.ravel())).max() / np.abs(paper).max())
     assert relative[0] > 0.2
@@ -545,7 +545,7 @@ def test_bounds_of_the_first_of_two_layers(seed: int, label: int) -> None:
     image, later = some_kernels(seed, 1, 1.0)
     image -= image.mean()
     lr, a = 0.05, 0.5 - label
-    power = cnn.power_spectrum(image) * cnn.multilayer_gain_exact(later, image.shape)
+    power = cnn.power_spectrum(image) * cnn.multilayer_gain(later, image.shape)
     stable = cnn.linear_cnn_decay_range(lr, a, power.min(), power.max())
 
     def loss(flat: Tensor) -> Tensor:
@@ -566,15 +566,15 @@ def test_the_papers_slope_of_1_fails_for_a_kernel_of_negative_sum() -> None:
     for kernel, slope in ((np.full((2, 2), 0.5), 1.0), (np.full((2, 2), -0.5), 0.0)):
         out = swish(periodic_layer(image, torch.from_numpy(kernel))).sum()
         (gradient,) = torch.autograd.grad(out, image)
-        expected = float(cnn.multilayer_gain([kernel], slope))
+        expected = float(cnn.multilayer_gain_as_printed([kernel], slope))
         np.testing.assert_allclose(gradient.numpy(), expected, atol=1e-12)
 
 
 def test_gain_of_given_slopes() -> None:
     kernels = [np.ones((2, 2)), np.ones((1, 3))]
-    assert float(cnn.multilayer_gain(kernels)) == 3.0
-    assert float(cnn.multilayer_gain(kernels, [1.0, 0.5])) == 6.0
-    assert float(cnn.multilayer_gain([])) == 1.0
+    assert float(cnn.multilayer_gain_as_printed(kernels)) == 3.0
+    assert float(cnn.multilayer_gain_as_printed(kernels, [1.0, 0.5])) == 6.0
+    assert float(cnn.multilayer_gain_as_printed([])) == 1.0
 
 
 # --------------------------------------------------------------------------- shapes and errors
@@ -655,10 +655,10 @@ WRONG: list[tuple[Callable[[], object], str]] = [
     (lambda: cnn.not_activated_decay_range(0.0), "lr"),
     (lambda: cnn.activated_decay_range(0.1, np.nan, 4), "image_sum"),
     (lambda: cnn.activated_decay_range(0.1, 1.0, 0), "pixels"),
-    (lambda: cnn.multilayer_gain([ONES]), "kernels"),
-    (lambda: cnn.multilayer_gain([np.ones((2, 2))], [0.5, 1.0]), "slopes"),
-    (lambda: cnn.multilayer_gain_exact([np.ones((2, 3))], (2, 2)), "kernels"),
-    (lambda: cnn.multilayer_gain_exact([], (2, 0)), "shape"),
+    (lambda: cnn.multilayer_gain_as_printed([ONES]), "kernels"),
+    (lambda: cnn.multilayer_gain_as_printed([np.ones((2, 2))], [0.5, 1.0]), "slopes"),
+    (lambda: cnn.multilayer_gain([np.ones((2, 3))], (2, 2)), "kernels"),
+    (lambda: cnn.multilayer_gain([], (2, 0)), "shape"),
 ]
 
 

@@ -164,7 +164,7 @@ def test_the_trace_criterion_is_false_for_batches_of_more_than_one() -> None:
     assert single.radius(lr) > 1
 
 
-def test_random_data_lie_where_the_specification_measured_them() -> None:
+def test_random_data_lie_where_others_measured_them() -> None:
     """Means over 20 draws; the specification gives one draw each, seed unknown."""
     measured = {
         (3, 10, 1): (0.3056, 0.4879, 0.3275, 1.207),

@@ -6,6 +6,7 @@ The full comparison is `benchmarks/verdict_validation.py`; here are clear cases 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from benchmarks._families import (
     two_layer_relu_nets,
     update_radius,
 )
-from trainables.domain import Point
+from trainables.domain import Point, Reason
 from trainables.evaluate import evaluate
 
 POSITIVE = (0.2, 0.5, 1.0, 1.9)
@@ -184,52 +185,140 @@ def test_fates_of_known_orbits() -> None:
 # ------------------------------------------------------------------ verdicts
 
 
-def _clear(cases: list[Case], names: dict[str, tuple[tuple[float, str], ...]]) -> list[Any]:
-    found = {case.name: case for case in cases}
-    return [pytest.param(found[name], rates, id=name) for name, rates in names.items()]
+def regimes(case: Case, lrs: list[float], dtype: Any, steps: int = 400, **more: Any) -> list[str]:
+    """What the verdict calls a case at some learning rates."""
+    points = [Point(lr, 0.0, case.weight_decay) for lr in lrs]
+    settings = {"lyapunov": False, **case.training, **more}
+    found = evaluate(points, case.task, steps=steps, dtype=dtype, **settings)
+    return [result.verdict.regime.value for result in found]
 
 
-CLEAR = [
-    *_clear(
-        deep_linear_nets(),
-        {
-            "two layers": ((0.15, "stable"), (0.23, "stable"), (0.28, "restrained")),
-            "five layers": ((0.04, "stable"), (0.06, "restrained"), (0.25, "divergent")),
-            "three layers, decay": ((0.2, "stable"), (0.32, "restrained"), (0.8, "divergent")),
+def exact(case: Case, lrs: list[float]) -> list[str]:
+    """Regimes by the case's own map or matrix."""
+    calm = {"flat": "stable", "dead": "restrained"}
+    return [calm.get(fate, fate) for fate in case.sketch(np.array(lrs)).tolist()]
+
+
+CLEAR: dict[Callable[..., list[Case]], dict[str, dict[float, str]]] = {
+    deep_linear_nets: {
+        "two layers": {0.15: "stable", 0.23: "stable", 0.28: "restrained"},
+        "five layers": {0.04: "stable", 0.06: "restrained", 0.25: "divergent"},
+        "three layers, decay": {0.2: "stable", 0.32: "restrained", 0.8: "divergent"},
+    },
+    two_layer_relu_nets: {
+        "one even unit": {0.5: "stable", 0.9: "restrained", 2.0: "stable"},
+        "six units, two signs": {0.5: "stable", 1.0: "divergent"},
+        # The last one is at rest far above its start.
+        "three units and two that never act": {
+            0.6: "stable",
+            0.85: "restrained",
+            1.29: "restrained",
         },
-    ),
-    *_clear(
-        two_layer_relu_nets(),
-        {
-            "one even unit": ((0.5, "stable"), (0.9, "restrained"), (2.0, "stable")),
-            "six units, two signs": ((0.5, "stable"), (1.0, "divergent")),
-            "three units and two that never act": ((0.6, "stable"), (0.85, "restrained")),
-        },
-    ),
-]
+    },
+}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("case", "rates"), CLEAR)
+@pytest.mark.parametrize(
+    ("family", "name"), [(family, name) for family in CLEAR for name in CLEAR[family]]
+)
 def test_clear_cases_get_their_exact_regime(
-    case: Case, rates: tuple[tuple[float, str], ...], dtype: Any
+    family: Callable[..., list[Case]], name: str, dtype: Any
 ) -> None:
-    lrs = np.array([lr for lr, _ in rates])
-    expected = [regime for _, regime in rates]
-    exact = case.sketch(lrs).tolist()
-    assert [{"flat": "stable"}.get(fate, fate) for fate in exact] == expected
-    points = [Point(lr, 0.0, case.weight_decay) for lr in lrs.tolist()]
-    found = evaluate(points, case.task, steps=400, dtype=dtype, **case.training)
-    assert [result.verdict.regime.value for result in found] == expected
+    (case,) = family([name])
+    lrs, expected = list(CLEAR[family][name]), list(CLEAR[family][name].values())
+    assert exact(case, lrs) == expected
+    assert regimes(case, lrs, dtype) == expected
 
 
-@pytest.mark.parametrize("number", [2, 5, 8, 16])
-def test_quadratics_change_regime_at_the_radius_of_one(number: int) -> None:
-    """Three per cent off, rotated and not, every rule and kind of decay, momentum up to 0.9."""
-    case = quadratics()[number]
-    edge = case.high / 5
-    lrs = edge * np.array([0.5, 0.97, 1.03])
-    assert case.truth(lrs).tolist() == ["stable", "stable", "divergent"]
-    points = [Point(lr, 0.0, case.weight_decay) for lr in lrs.tolist()]
-    found = evaluate(points, case.task, steps=400, dtype="float64", **case.training)
-    assert [result.verdict.regime.value for result in found] == case.truth(lrs).tolist()
+@pytest.mark.parametrize(
+    "name",
+    [
+        "plain 0, decay 0.1 decoupled",
+        "sgd 0.5, decay 0.1 decoupled",
+        "sgd 0.99, decay 0.1 decoupled",
+        "nesterov 0.9, decay 0.1 coupled",
+    ],
+)
+def test_quadratics_change_regime_at_the_radius_of_one(name: str) -> None:
+    """Three per cent off, rotated and not, both rules and both kinds of decay."""
+    (case,) = quadratics([name])
+    lrs = [case.high / 5 * factor for factor in (0.5, 0.97, 1.03)]
+    assert exact(case, lrs) == ["stable", "stable", "divergent"]
+    assert regimes(case, lrs, "float64") == ["stable", "stable", "divergent"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("decay", ["0", "0.1"])
+def test_momentum_that_rings_through_the_whole_training_is_stable(decay: str, dtype: Any) -> None:
+    """0.99^200 is 0.13: with that momentum nothing falls tenfold in half of 400 steps."""
+    (case,) = quadratics([f"sgd 0.99, decay {decay} coupled"])
+    lrs = [case.high / 5 * factor for factor in (0.3, 0.8, 0.97, 1.03)]
+    expected = ["stable", "stable", "stable", "divergent"]
+    assert exact(case, lrs) == expected
+    assert regimes(case, lrs, dtype, sharpness=False) == expected
+
+
+@pytest.mark.parametrize("factor", [0.96, 0.97])
+def test_last_digits_that_dance_in_float32_near_the_edge_are_no_oscillation(factor: float) -> None:
+    """Plain descent to a loss of 0 ends in a cycle of two steps in the last digits."""
+    (case,) = quadratics(["plain 0, decay 0 coupled"])
+    lrs = [case.high / 5 * factor]
+    assert exact(case, lrs) == regimes(case, lrs, "float32") == ["stable"]
+
+
+@pytest.mark.parametrize("lr", [2.44339, 3.81934])
+def test_weights_that_decay_to_nothing_in_float32_do_not_separate(lr: float) -> None:
+    """Units of a net that has died, under weight decay: down to numbers that lose their digits."""
+    (case,) = two_layer_relu_nets(["four units, decay"])
+    assert exact(case, [lr]) == regimes(case, [lr], "float32") == ["stable"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("factor", [1.003, 1.005])
+def test_a_divergence_that_is_slow_is_seen(factor: float, dtype: Any) -> None:
+    """(1 + 2 (factor - 1))^(2 * 0.45 * 400): 9 and 37 times the loss; ten is the boundary."""
+    (case,) = quadratics(["plain 0, decay 0 coupled"])
+    lrs = [2 * factor]
+    assert exact(case, lrs) == ["divergent"]
+    assert regimes(case, lrs, dtype) == ["divergent" if factor == 1.005 else "restrained"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_sharpness_sees_the_edge_before_the_loss_does(dtype: Any) -> None:
+    """Two in a thousand above it the cycle has not opened by step 400."""
+    (case,) = deep_linear_nets(["three layers, decay"])
+    lrs = [0.283555]
+    assert exact(case, [0.999 / 1.002 * lrs[0], *lrs]) == ["stable", "restrained"]
+    assert regimes(case, lrs, dtype) == ["restrained"]
+    # The loss alone, twice as far above.
+    assert regimes(case, [0.284121], dtype, sharpness=False) == ["restrained"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("family", "name", "lr"),
+    [
+        (two_layer_relu_nets, "one even unit", 0.763217),
+        (deep_linear_nets, "two layers", 0.250497),
+        (deep_linear_nets, "five layers", 0.0436175),
+    ],
+)
+def test_a_cycle_of_two_steps_shows_in_the_loss_alone(
+    family: Callable[..., list[Case]], name: str, lr: float, dtype: Any
+) -> None:
+    """Four in a thousand above the edge, without the sharpness; such a cycle damps twins."""
+    (case,) = family([name])
+    assert exact(case, [lr / 1.008, lr]) == ["stable", "restrained"]
+    assert regimes(case, [lr], dtype, sharpness=False) == ["restrained"]
+
+
+def test_twins_part_in_chaos_and_not_in_a_cycle() -> None:
+    (case,) = deep_linear_nets(["two layers, one eigenvalue"])
+    chaos, cycle, rest = (Point(lr) for lr in (0.62045, 0.35, 0.2))
+    assert exact(case, [chaos.lr, cycle.lr, rest.lr]) == ["restrained", "restrained", "stable"]
+    found = evaluate([chaos, cycle, rest], case.task, steps=400, dtype="float64")
+    evidence = [result.replicates[0].evidence["amplification"] for result in found]
+    assert evidence[0] == pytest.approx(1, abs=0.15)
+    assert all(a is not None and a < 0 for a in evidence[1:])
+    assert found[0].verdict.reason is Reason.AMPLIFIED

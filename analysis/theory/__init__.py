@@ -73,7 +73,7 @@ from analysis.theory.linear_cnn import (
     nesterov_momentum,
     not_activated_decay_range,
 )
-from analysis.theory.multilayer_cnn import multilayer_gain, multilayer_gain_exact
+from analysis.theory.multilayer_cnn import multilayer_gain, multilayer_gain_as_printed
 from analysis.theory.one_layer_cnn import (
     CNNPhases,
     OneLayerCNN,
@@ -167,7 +167,7 @@ __all__ = [
     "linear_cnn_decay_range_as_printed",
     "mesh_ratio",
     "multilayer_gain",
-    "multilayer_gain_exact",
+    "multilayer_gain_as_printed",
     "nearest_psd",
     "nesterov_amplifier",
     "nesterov_decay_range",

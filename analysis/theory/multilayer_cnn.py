@@ -14,7 +14,7 @@ from trainables.domain import InputError, Mistake
 Array = NDArray[np.float64]
 
 
-def multilayer_gain(kernels: Sequence[ArrayLike], slopes: ArrayLike = 0.5) -> Array:
+def multilayer_gain_as_printed(kernels: Sequence[ArrayLike], slopes: ArrayLike = 0.5) -> Array:
     """The paper's gamma: product over the later layers of slope times sum of the kernel.
 
     For layers I_{j+1} = r(K_j * I_j) and the logit sum(I_{N+1}), the paper treats layer i as the
@@ -25,7 +25,7 @@ def multilayer_gain(kernels: Sequence[ArrayLike], slopes: ArrayLike = 0.5) -> Ar
     only where sum(K_j) > 0, else r' is 0.
 
     The derivation is right to leading order in the later kernels. What it drops is that r' of a
-    later layer depends on K_i too; `multilayer_gain_exact` keeps it.
+    later layer depends on K_i too; `multilayer_gain` keeps it.
 
     Args:
         kernels: K_{i+1}, ..., K_N, two-dimensional; none gives 1.
@@ -42,7 +42,7 @@ def multilayer_gain(kernels: Sequence[ArrayLike], slopes: ArrayLike = 0.5) -> Ar
     return np.asarray(np.prod(r * sums))
 
 
-def multilayer_gain_exact(kernels: Sequence[ArrayLike], shape: tuple[int, int]) -> Array:
+def multilayer_gain(kernels: Sequence[ArrayLike], shape: tuple[int, int]) -> Array:
     """Factor Gamma by which the later layers multiply the curvature of each Fourier mode.
 
     For periodic layers, at K_i = 0, the Hessian of the logit by K_i has exactly the eigenvalues
@@ -54,7 +54,7 @@ def multilayer_gain_exact(kernels: Sequence[ArrayLike], shape: tuple[int, int]) 
     sum(K) / 2 + |Khat(w)|^2 / 4. Use a power spectrum times Gamma as the p of the bounds above,
     with I the input of layer i:
 
-        p = power_spectrum(image) * multilayer_gain_exact(kernels, image.shape)
+        p = power_spectrum(image) * multilayer_gain(kernels, image.shape)
         linear_cnn_decay_range(lr, a, p.min(), p.max())
 
     Args:

@@ -7,7 +7,7 @@ into one scalar problem for each eigenvalue of R: minimise (w_L ... w_1 - eigenv
 The paper asks only that the matrices be diagonalisable in a common basis and states its bounds
 with the spectral radius. That is not enough: the gradient contains transposes, which leave the
 basis unless it is orthonormal. For R = [[1, 3], [0, 1/2]] and two layers the spectral radius is 1,
-which would allow lr = 1/2, while no solution is stable above 0.32 (`deep_linear_lr_bound` with the
+which would allow lr = 1/2, while no solution is stable above 0.313 (`deep_linear_lr_bound` with the
 largest singular value). So the matrix functions here take symmetric matrices only, whose spectral
 radius is their largest singular value.
 """
