@@ -20,8 +20,9 @@ the full networks in `tests/test_verdict_families.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -432,8 +433,7 @@ class Case:
         family: name of its kind.
         name: what is special about it.
         task: what is trained.
-        low: smallest learning rate worth a look.
-        high: largest.
+        reach: smallest and largest learning rate worth a look.
         truth: exact fates at learning rates, (n,) to (n,).
         sketch: the same, cheaper: of one start only and over fewer steps.
         weight_decay: of the point.
@@ -443,27 +443,32 @@ class Case:
     family: str
     name: str
     task: Any
-    low: float
-    high: float
+    reach: Callable[[], tuple[float, float]]
     truth: Callable[[Array], NDArray[np.str_]]
     sketch: Callable[[Array], NDArray[np.str_]]
     weight_decay: float = 0.0
     training: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def ends(self) -> tuple[float, float]:
+        """`reach`, looked for once and only where it is asked for: it takes up to a second."""
+        return self.reach()
 
     def look(self, lrs: Array) -> tuple[NDArray[np.str_], Array]:
         """Exact fates at learning rates and |ln(lr / nearest boundary)|, (n,) each.
 
         The boundaries are looked for on a grid of spacing `GRID`, wider than the range.
         """
-        grid = np.arange(np.log(self.low) - 0.1, np.log(self.high) + 0.1, GRID)
+        low, high = np.log(self.ends)
+        grid = np.arange(low - 0.1, high + 0.1, GRID)
         names = self.sketch(np.exp(grid))
         edges = grid[np.flatnonzero(names[1:] != names[:-1])] + GRID / 2
         return self.truth(lrs), np.abs(np.log(lrs)[:, None] - edges).min(1)
 
     def sample(self, count: int, seed: int) -> Array:
         """Learning rates drawn log-uniformly from the range, sorted, (count,)."""
-        random = np.random.RandomState(seed)
-        return np.sort(np.exp(random.uniform(np.log(self.low), np.log(self.high), count)))
+        low, high = np.log(self.ends)
+        return np.sort(np.exp(np.random.RandomState(seed).uniform(low, high, count)))
 
 
 def _map_case(
@@ -491,32 +496,18 @@ def _map_case(
     def sketch(lrs: Array) -> NDArray[np.str_]:
         return iterate(rule, rule.start, lrs, HORIZON // 5).names
 
-    wide = np.geomspace(1e-2, 1e2, 300)
-    names = sketch(wide)
-    changes = np.flatnonzero(names[1:] != names[:-1])
-    first = next(i for i in changes if names[i] == "stable")
-    low, high = float(wide[first]) / 3, float(wide[changes[-1]]) * 1.5
-    return Case(family, name, task, low, high, truth, sketch, weight_decay)
+    def reach() -> tuple[float, float]:
+        wide = np.geomspace(1e-2, 1e2, 300)
+        names = sketch(wide)
+        changes = np.flatnonzero(names[1:] != names[:-1])
+        first = next(i for i in changes if names[i] == "stable")
+        return float(wide[first]) / 3, float(wide[changes[-1]]) * 1.5
+
+    return Case(family, name, task, reach, truth, sketch, weight_decay)
 
 
-def _map_cases(
-    family: str,
-    chosen: Sequence[tuple[str, DeepLinear | TwoLayerReLU, float]],
-    names: Collection[str] | None,
-) -> list[Case]:
-    """Only what is named is built: to look for the edges of a case takes most of a second."""
-    return [
-        _map_case(family, name, task, decay)
-        for name, task, decay in chosen
-        if names is None or name in names
-    ]
-
-
-def quadratics(names: Collection[str] | None = None) -> list[Case]:
-    """Plain gradient descent, heavy ball, Nesterov; every kind of decay; even and uneven bowls.
-
-    All of them, or those of the given names.
-    """
+def quadratics() -> list[Case]:
+    """Plain gradient descent, heavy ball, Nesterov; every kind of decay; even and uneven bowls."""
     spectra = (
         (1.0, 0.5),
         (3.0, 1.0, 0.3, 0.1),
@@ -532,8 +523,7 @@ def quadratics(names: Collection[str] | None = None) -> list[Case]:
     for i, (rule, decay) in enumerate(pairs):
         task = Quadratic(spectra[i % 5], float(i % 2), i % 3 > 0, i)
         name = f"{rule[0] if rule[1] else 'plain'} {rule[1]:g}, decay {decay[0]:g} {decay[1]}"
-        if names is None or name in names:
-            cases.append(_quadratic_case(name, rule, decay, task))
+        cases.append(_quadratic_case(name, rule, decay, task))
     return cases
 
 
@@ -547,17 +537,17 @@ def _quadratic_case(
         radii = [update_radius(lrs, curvature, *settings) for curvature in task.curvatures]
         return np.where(np.max(radii, 0) < 1, str(Regime.STABLE), str(Regime.DIVERGENT))
 
-    wide = np.geomspace(1e-3, 1e3, 4000)
-    edge = float(wide[truth(wide) == str(Regime.DIVERGENT)][0])
+    def reach() -> tuple[float, float]:
+        wide = np.geomspace(1e-3, 1e3, 4000)
+        edge = float(wide[truth(wide) == str(Regime.DIVERGENT)][0])
+        return edge / 5, edge * 5
+
     settings = {"optimiser": rule[0], "momentum": rule[1], "decay": decay[1]}
-    return Case("quadratic", name, task, edge / 5, edge * 5, truth, truth, decay[0], settings)
+    return Case("quadratic", name, task, reach, truth, truth, decay[0], settings)
 
 
-def deep_linear_nets(names: Collection[str] | None = None) -> list[Case]:
-    """Depths two to five, from the identity and from unlike layers, with and without decay.
-
-    All of them, or those of the given names.
-    """
+def deep_linear_nets() -> list[Case]:
+    """Depths two to five, from the identity and from unlike layers, with and without decay."""
     wide, narrow, weak = (4.0, 2.0, 1.0, 0.5, 0.1), (2.0, 0.5), (0.6, 0.3, 0.1)
     chosen = [
         ("two layers", DeepLinear(wide, (1.0,) * 2), 0.0),
@@ -575,14 +565,11 @@ def deep_linear_nets(names: Collection[str] | None = None) -> list[Case]:
         ("three unlike layers", DeepLinear(wide, (0.8, 1.0, 1.3), draw=8), 0.0),
         ("three unlike layers, decay", DeepLinear(narrow, (0.5, 1.0, 2.0), draw=9), 0.05),
     ]
-    return _map_cases("deep linear", chosen, names)
+    return [_map_case("deep linear", name, task, decay) for name, task, decay in chosen]
 
 
-def two_layer_relu_nets(names: Collection[str] | None = None) -> list[Case]:
-    """One and several units, data of one and both signs, even and uneven starts, dead units.
-
-    All of them, or those of the given names.
-    """
+def two_layer_relu_nets() -> list[Case]:
+    """One and several units, data of one and both signs, even and uneven starts, dead units."""
     positive = (0.2, 0.5, 0.9, 1.1, 1.4, 1.9)
     both = (-1.5, -0.8, -0.3, 0.4, 1.0, 1.7)
     random = np.random.RandomState(5)
@@ -622,10 +609,10 @@ def two_layer_relu_nets(names: Collection[str] | None = None) -> list[Case]:
             0.0,
         ),
     ]
-    return _map_cases("two-layer ReLU", chosen, names)
+    return [_map_case("two-layer ReLU", name, task, decay) for name, task, decay in chosen]
 
 
-FAMILIES: dict[str, Callable[..., list[Case]]] = {
+FAMILIES: dict[str, Callable[[], list[Case]]] = {
     "quadratic": quadratics,
     "deep-linear": deep_linear_nets,
     "two-layer-relu": two_layer_relu_nets,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
 
 from analysis.load import home
 from trainables import __version__
@@ -134,7 +134,7 @@ class SweepSpec(_Part):
     name: str | None = None
     task: Annotated[NamedPart, BeforeValidator(_named)] = NamedPart()
     axes: AxesPart = AxesPart()
-    ks: tuple[int, ...] = (1, 3)
+    ks: tuple[StrictInt, ...] = (1, 3)
     seeds: int = 1
     seed: int = 0
     steps: int = 400
@@ -349,7 +349,7 @@ def _override(raw: dict[str, Any], path: str, value: Any) -> list[Mistake]:
         inner = place.get(parent)
         if inner is None:
             inner = place[parent] = {}
-        elif parent == "task" and isinstance(inner, str):
+        elif parent in ("task", "stabiliser") and isinstance(inner, str):
             inner = place[parent] = {"name": inner}
         if not isinstance(inner, dict):
             here = ".".join(parents[: depth + 1])
@@ -463,7 +463,7 @@ def _laws(spec: SweepSpec) -> Iterable[Mistake]:
     if training is not None:
         if "lr" in by_name:
             yield from _underflow(by_name["lr"], training)
-        yield from _optimiser_laws(training, by_name)
+        yield from _optimiser_laws(spec, training, by_name)
         yield from _stabiliser_laws(spec, by_name.get("alpha"), training)
     yield from _search_laws(spec, axes)
     yield from _budget_laws(spec)
@@ -521,19 +521,23 @@ def _underflow(lr: Axis, training: Training) -> Iterable[Mistake]:
         )
 
 
-def _optimiser_laws(training: Training, axes: Mapping[str, Axis]) -> Iterable[Mistake]:
+def _optimiser_laws(
+    spec: SweepSpec, training: Training, axes: Mapping[str, Axis]
+) -> Iterable[Mistake]:
     """Whether an optimiser of PyTorch's own exists and takes what it will be given."""
-    from trainables.dynamics.torch_optimiser import optimiser_of
+    from trainables.dynamics.torch_optimiser import optimiser_mistakes
+    from trainables.tasks import get_task
 
     def largest(name: str, fallback: float) -> float:
         axis = axes.get(name)
         return fallback if axis is None else (axis.high or axis.value or 0.0)
 
-    lr, weight_decay = largest("lr", 1.0), largest("weight_decay", 0.0)
     try:
-        optimiser_of(training, lr, weight_decay, training.ks[0])
-    except InputError as error:
-        yield from error.mistakes
+        task = get_task(spec.task_name, **spec.task_options)
+    except (InputError, AssertionError):
+        return
+    point = Point(lr=largest("lr", 1.0), weight_decay=largest("weight_decay", 0.0))
+    yield from optimiser_mistakes(task, training, point)
 
 
 def _stabiliser_laws(spec: SweepSpec, alpha: Axis | None, training: Training) -> Iterable[Mistake]:

@@ -263,7 +263,7 @@ MESSAGES: list[tuple[Build, tuple[str, str, str, str]]] = [
         lambda: Training(optimiser="adam", beta2=1.0),
         ("beta2", "1.0", "0 <= beta2 < 1", "use 0.999"),
     ),
-    (lambda: Training(optimiser="adam", eps=0.0), ("eps", "0.0", "eps > 0", "use 1e-8")),
+    (lambda: Training(optimiser="adam", eps=0.0), ("eps", "0.0", "eps >= 1.18e-38", "use 1e-8")),
     (lambda: Training(beta2=0.9), ("beta2", "0.9", "sgd has no second moment", "use adam")),
     (
         lambda: Training(optimiser="adadelta", momentum=0.5),
@@ -273,6 +273,18 @@ MESSAGES: list[tuple[Build, tuple[str, str, str, str]]] = [
         lambda: Training(optimiser="adamw", decay="coupled"),
         ("decay", "'coupled'", "adamw decouples its weight decay", "use optimiser: adam"),
     ),
+    (
+        lambda: Training(optimiser="adam", eps=1e-60),
+        ("eps", "1e-60", "eps >= 1.18e-38, the smallest normal number of float32", "use 1e-8"),
+    ),
+    (lambda: Training(ks=(1, 3**800)), ("ks", str(3**800), "at most 1048576", "such as 1, 3, 5")),
+    (
+        lambda: Training(stabiliser={"name": "stability", 5: 1}),  # type: ignore[dict-item]
+        ("stabiliser", "{'name': 'stability', 5: 1}", "a mapping with name", "use stabiliser"),
+    ),
+    (lambda: Training(device="cuda:²"), ("device", "'cuda:²'", "unknown device", "use cpu, cuda")),
+    (lambda: Training(device="cpu:7"), ("device", "'cpu:7'", "unknown device", "use cpu, cuda")),
+    (lambda: Point(10**400), ("lr", str(10**400), "must be finite and > 0", "choose such a value")),
     (lambda: Training(seeds=True), ("seeds", "True", "number of replicates >= 1", "use seeds: 1")),
     (lambda: Training(device="tpu"), ("device", "'tpu'", "unknown device", "use cpu, cuda")),
     (lambda: Training(device="cuda:x"), ("device", "'cuda:x'", "unknown device", "use cpu, cuda")),
@@ -495,3 +507,7 @@ def test_a_bounded_verdict_never_gives_the_reason_of_a_blow_up(order: list[int])
     assert verdict.regime is Regime.RESTRAINED
     assert verdict.reason is Reason.OSCILLATING
     assert verdict.step == 102
+
+
+def test_nesterov_without_momentum_is_gradient_descent() -> None:
+    assert Training(optimiser="nesterov", momentum=0.0) == Training()

@@ -831,3 +831,38 @@ def test_a_replicate_names_its_evidence() -> None:
     }
     assert set(found.curves) == {"loss", "rel_l1_k3", "sharpness_ratio"}
     assert isinstance(TINY_CNN.module(0), nn.Module)
+
+
+@pytest.mark.parametrize(
+    ("momentum", "steps", "lr"),
+    [
+        (0.95, 100, 2.25e-3),
+        (0.9, 40, 0.011),
+        (0.98, 200, 4.8e-4),
+        (0.99, 400, 1e-4),
+        (0.98, 200, 3.7e-4),
+        (0.995, 400, 7.9e-5),
+    ],
+)
+def test_slow_ringing_of_momentum_is_stable(momentum: float, steps: int, lr: float) -> None:
+    """Far inside the exact boundary, in a training too short for its momentum to ring down.
+
+    The loss swings through its minimum in one tenth and is at its peak in another.
+    """
+    assert lr < 2 + 2 * momentum
+    (result,) = evaluate([Point(lr)], Bowl((1.0,)), steps=steps, momentum=momentum)
+    assert result.verdict.regime is Regime.STABLE
+
+
+@pytest.mark.parametrize(
+    ("points", "task", "message"),
+    [
+        ([(0.1, 0, 0)], TINY_CNN, "points = (0.1, 0, 0): a list of points; write [Point(lr=0.1)]"),
+        (Point(0.1), TINY_CNN, "points = Point(lr=0.1"),
+        ([Point(0.1)], None, "task = None: neither a task nor the name of one"),
+        ([Point(0.1)], type(TINY_CNN), "task = <class"),
+    ],
+)
+def test_other_things_than_points_and_tasks(points: Any, task: Any, message: str) -> None:
+    with pytest.raises(InputError, match="^" + re.escape(message)):
+        evaluate(points, task)

@@ -199,3 +199,10 @@ def test_goes_on_from_a_file_to_the_bit(
     assert len(end["rates"]) == 20
     assert (end["restarts"] > 1) == (task.name == "bowl")
     assert neighbour.exponent(5) == beside.exponent(5)
+
+
+def test_second_moments_stay_positive_when_they_are_pulled_back() -> None:
+    """AdaDelta's parameters contract faster than its moments, whose roots are taken."""
+    found = exponent(Bowl(), 1.0, 0.0, optimiser="adadelta", steps=1200)
+    assert math.isfinite(found)
+    assert found < 1e-3

@@ -128,6 +128,7 @@ LAWS: list[tuple[dict[str, Any], str, str, str, str]] = [
     ),
     ({"beta2": 1.0, "optimiser": "adam"}, "beta2", "1.0", "0 <= beta2 < 1", "0.999"),
     ({"lyapunov": "perhaps"}, "lyapunov", "'perhaps'", "must be a valid boolean", "write"),
+    ({"ks": [1, True]}, "ks.1", "True", "must be a valid integer", "write"),
     ({"sharpness": "perhaps"}, "sharpness", "'perhaps'", "must be a valid boolean", "write"),
     ({"device": "cuda:1"}, "device", "'cuda:1'", "each pack the GPU", "use device: cuda"),
     ({"device": "tpu"}, "device", "'tpu'", "unknown device", "use cpu"),
@@ -886,3 +887,14 @@ def test_a_broken_axis_hides_no_law_of_the_others() -> None:
 def test_both_missing_ends_are_reported() -> None:
     fields = sorted(m.field for m in mistakes(BASE, {"axes.lr": {"scale": "log"}}))
     assert fields == ["axes.lr.high", "axes.lr.low"]
+
+
+def test_an_option_of_a_stabiliser_given_by_name() -> None:
+    spec = load_spec({**BASE, "stabiliser": "spectra"}, {"stabiliser.aspect": True})
+    assert spec.training.stabiliser == {"name": "spectra", "iterations": None, "aspect": True}
+
+
+def test_an_optimiser_that_cannot_take_the_network() -> None:
+    (found,) = mistakes(BASE, {"task": "mnist-mlp", "optimiser": "torch.optim.Muon"})
+    assert (found.field, found.value) == ("optimiser", "torch.optim.Muon")
+    assert "(32,)" in found.law

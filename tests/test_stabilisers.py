@@ -1250,3 +1250,37 @@ def test_squared_error_of_a_convolution_has_the_gradient_of_its_value() -> None:
     (expected,) = torch.autograd.grad(SQUARED_ERROR.value(outputs, targets), outputs)
     assert SQUARED_ERROR.output_gradient is not None
     torch.testing.assert_close(SQUARED_ERROR.output_gradient(outputs, targets), expected)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e6])
+def test_spectra_in_float32_with_a_wide_spectrum(size: float) -> None:
+    """A Gram matrix in float32 loses the identity beside its largest entries."""
+    generator = torch.Generator().manual_seed(0)
+    left, _ = torch.linalg.qr(torch.randn(12, 12, generator=generator, dtype=torch.float64))
+    right, _ = torch.linalg.qr(torch.randn(20, 12, generator=generator, dtype=torch.float64))
+    sigma = size * torch.logspace(0, -8, 12, dtype=torch.float64)
+    found = soft_spectral_clip((left @ torch.diag(sigma) @ right.T).float(), 1.0)
+    expected = left @ torch.diag(sigma / torch.sqrt(1 + sigma**2)) @ right.T
+    assert found.dtype == torch.float32
+    # The matrix itself is rounded to float32, which moves singular values by size x roundoff.
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6 + 3e-7 * size)
+
+
+@pytest.mark.parametrize(
+    ("stabiliser", "known"),
+    [
+        ("stability", True),
+        ("clip-norm", True),
+        ("spectra", True),
+        ({"name": "spectra", "aspect": True}, False),
+        ("stable-spam", False),
+        ("orthogonal-gradient", False),
+    ],
+)
+def test_sharpness_decides_only_where_its_threshold_holds(stabiliser: Any, known: bool) -> None:
+    task = get_task("mnist-mlp", samples=20, width=4)
+    plain, stabilised = evaluate(
+        [Point(0.05, 0.0), Point(0.05, 0.5)], task, steps=20, stabiliser=stabiliser
+    )
+    assert plain.replicates[0].evidence["sharpness_ratio"] is not None
+    assert (stabilised.replicates[0].evidence["sharpness_ratio"] is not None) == known

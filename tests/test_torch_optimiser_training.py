@@ -100,3 +100,23 @@ def test_messages(settings: dict[str, Any], message: str) -> None:
     task = get_task("mnist-mlp", samples=20, width=4, loss_name="squared-error")
     with pytest.raises(InputError, match=f"^{message.replace('.', '[.]').replace('[.]*', '.*')}"):
         evaluate([Point(0.1, 1.0)], task, steps=20, **settings)
+
+
+def test_no_decay_is_no_decay() -> None:
+    """AdamW's own default is 0.01: a weight without gradient must stay where it is."""
+    weight, zero = torch.ones(2), torch.zeros(2)
+    for decay, expected in ((0.0, 1.0), (0.5, 1 - 0.01 * 0.5)):
+        rule = optimiser_of(Training(optimiser="torch.optim.AdamW"), 0.01, decay, 1)
+        after, _ = rule.step(weight, zero, rule.init(weight), 0)
+        assert after.tolist() == pytest.approx([expected] * 2, rel=1e-6)
+
+
+def test_torch_s_own_descent_is_judged_like_the_built_in_one() -> None:
+    """The ascent of mini-batches decides for both, and the trajectories are the same."""
+    task = get_task("mnist-mlp", samples=100, batch_size=20, width=8)
+    one, other = (
+        evaluate([Point(1.8)], task, optimiser=name, steps=40, dtype="float64")[0].replicates[0]
+        for name in ("sgd", "torch.optim.SGD")
+    )
+    assert one.verdict == other.verdict
+    assert one.evidence["ascent_share"] == other.evidence["ascent_share"]

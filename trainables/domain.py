@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,6 +29,9 @@ TORCH_OPTIMISER = "torch.optim."
 
 #: Adaptive optimisers with PyTorch's default decay rate of the second moment and eps.
 ADAPTIVE = {"adam": (0.999, 1e-8), "rmsprop": (0.99, 1e-8), "adadelta": (0.9, 1e-6)}
+
+#: k x gradient must stay far from the largest float32.
+LARGEST_K = 2**20
 
 #: Where the extra level 0 of a log or linear axis lies in unit coordinates: just below the axis,
 #: because behaviour at weight_decay -> 0 goes over into behaviour at 0 without a jump.
@@ -263,7 +267,7 @@ class Point:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Real):
                 mistakes.append(Mistake(name, value, "must be a number", "give a number"))
-            elif not math.isfinite(value) or value < 0 or (name == "lr" and value == 0):
+            elif not _is_finite(value) or value < 0 or (name == "lr" and value == 0):
                 law = "finite and > 0" if name == "lr" else "finite and >= 0"
                 mistakes.append(Mistake(name, value, f"must be {law}", "choose such a value"))
             else:
@@ -294,6 +298,14 @@ def replicate_seed(seed: int, point: Point, replicate: int) -> int:
 
 
 # --------------------------------------------------------------------------- training
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether it is a finite double; an integer of 400 digits is none."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _is_integer(value: Any) -> bool:
@@ -329,7 +341,7 @@ class Training:
             adam with decoupled decay, which is the same), `rmsprop` or `adadelta`; or one of
             PyTorch's own, such as `torch.optim.NAdam`, without the sharpness criterion.
         momentum: in [0, 1); for Adam the first decay rate beta_1; AdaDelta has none. None takes
-            0.9 for nesterov and adam, 0 for the others.
+            0.9 for nesterov and adam, 0 for the others, its own default for PyTorch's.
         decay: weight decay `coupled` (added to the gradient) or `decoupled`. None takes decoupled
             for adamw, coupled for the others.
         beta2: decay rate of the second moment in [0, 1): Adam's beta_2, RMSprop's alpha,
@@ -382,8 +394,10 @@ class Training:
             fill(self, "decay", "decoupled" if self.optimiser == "adamw" else "coupled")
         if self.optimiser == "adamw":
             fill(self, "optimiser", "adam")
-        if self.momentum is None:
+        if self.momentum is None and not self.optimiser.startswith(TORCH_OPTIMISER):
             fill(self, "momentum", 0.9 if self.optimiser in ("nesterov", "adam") else 0.0)
+        if self.optimiser == "nesterov" and self.momentum == 0:
+            fill(self, "optimiser", "sgd")  # the same training
         if self.optimiser in ADAPTIVE:
             beta2, eps = ADAPTIVE[self.optimiser]
             fill(self, "beta2", beta2 if self.beta2 is None else self.beta2)
@@ -394,9 +408,10 @@ class Training:
     def _ks_mistakes(self) -> Iterable[Mistake]:
         broken = False
         for k in self.ks:
-            if not _is_integer(k) or k < 1:
+            if not _is_integer(k) or not 1 <= k <= LARGEST_K:
                 broken = True
-                yield Mistake("ks", k, "k is an integer >= 1", "use odd numbers such as 1, 3, 5")
+                law = f"k is an integer >= 1, and at most {LARGEST_K}"
+                yield Mistake("ks", k, law, "use odd numbers such as 1, 3, 5")
             elif odd_part(k) not in (1, k):
                 broken = True
                 yield Mistake(
@@ -433,8 +448,10 @@ class Training:
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and 0 <= value < 1):
                 yield Mistake(name, value, f"0 <= {name} < 1", f"use {example}")
-        if self.eps is not None and not (_is_number(self.eps) and 0 < self.eps < math.inf):
-            yield Mistake("eps", self.eps, "eps > 0", "use 1e-8")
+        tiny = float(np.finfo(self.dtype).tiny) if self.dtype in get_args(DtypeName) else 0.0
+        if self.eps is not None and not (_is_number(self.eps) and tiny <= self.eps < math.inf):
+            law = f"eps >= {tiny:.3g}, the smallest normal number of {self.dtype}"
+            yield Mistake("eps", self.eps, law, "use 1e-8")
 
     def _choice_mistakes(self) -> Iterable[Mistake]:
         choices = {
@@ -452,8 +469,7 @@ class Training:
                 yield Mistake(
                     name, getattr(self, name), "unknown choice", "use one of " + ", ".join(allowed)
                 )
-        kind, _, index = str(self.device).partition(":")
-        if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", str(self.device)):
             yield Mistake("device", self.device, "unknown device", "use cpu, cuda or cuda:0")
 
     def _optimiser_mistakes(self) -> Iterable[Mistake]:
@@ -484,9 +500,8 @@ class Training:
 
     def _stabiliser_mistakes(self) -> Iterable[Mistake]:
         given = self.stabiliser
-        if not isinstance(given, str) and not (
-            isinstance(given, Mapping) and isinstance(given.get("name"), str)
-        ):
+        named = isinstance(given, Mapping) and isinstance(given.get("name"), str)
+        if not isinstance(given, str) and not (named and all(isinstance(k, str) for k in given)):
             yield Mistake(
                 "stabiliser",
                 given,

@@ -29,7 +29,7 @@ from trainables.dynamics.distance import rel_l1
 from trainables.dynamics.lyapunov import Neighbour
 from trainables.dynamics.stabilisers import stabiliser_of, strength_mistakes
 from trainables.dynamics.thresholds import preconditioner_scaling, stability_ratio
-from trainables.dynamics.torch_optimiser import optimiser_of
+from trainables.dynamics.torch_optimiser import optimiser_mistakes
 from trainables.tasks import Task, get_task
 from trainables.trajectory import Bench, Trajectory, deterministic
 from trainables.verdict import EXPLOSION, Observations, judge
@@ -38,6 +38,8 @@ from trainables.verdict import EXPLOSION, Observations, judge
 CURVE_POINTS = 64
 #: Steps of the second half at which the sharpness is measured.
 SHARPNESS_SAMPLES = 8
+#: Rounding floor over the loss at the start, at most: a momentum near 1 must not swallow all moves.
+LARGEST_FLOOR = 1e-6
 #: Training samples that the loss of a mini-batch training is watched on, every tenth step.
 PROBE_SAMPLES = 256
 #: Steps of the check that the same training gives the same bits.
@@ -60,7 +62,7 @@ class ReplicateRun:
         half = training.steps // 2
         self._sharpness_steps = frozenset(
             np.linspace(half, training.steps - 1, SHARPNESS_SAMPLES).astype(int).tolist()
-            if bench.full_batch and training.sharpness and self.trajectories[0].optimiser.splits
+            if bench.full_batch and training.sharpness and self._threshold_known()
             else ()
         )
         self.step = 0
@@ -72,6 +74,11 @@ class ReplicateRun:
         self._separation: list[list[float]] = []
         self._ascent: list[bool] = []
         self._snapshots: list[dict[str, Any]] = []
+
+    def _threshold_known(self) -> bool:
+        """Whether the optimiser's threshold holds for what is trained."""
+        kept = self.point.alpha == 0 or self.bench.stabiliser.keeps_threshold
+        return self.trajectories[0].optimiser.splits and kept
 
     @property
     def done(self) -> bool:
@@ -150,7 +157,10 @@ class ReplicateRun:
     def _snapshot(self) -> dict[str, Any]:
         base = self.trajectories[0]
         scaling = preconditioner_scaling(base.optimiser, base.slots, base.age)
-        return {"step": self.step, "parameters": base.snapshot(), "scaling": scaling}
+        # On the processor: eight copies of a network are too many for a shared GPU.
+        parameters = [p.detach().to("cpu", copy=True) for p in base.parameters]
+        held = None if scaling is None else scaling.cpu()
+        return {"step": self.step, "parameters": parameters, "scaling": held}
 
     def _sharpness_ratios(self) -> list[float]:
         """Sharpness over threshold at the snapshots; measured after the run, on the base k."""
@@ -164,7 +174,7 @@ class ReplicateRun:
                     mirror.copy_(value)
             scaling, decay = None, 0.0
             if snapshot["scaling"] is not None:
-                scaling = snapshot["scaling"].cpu().numpy()
+                scaling = snapshot["scaling"].numpy()
                 decay = optimiser.weight_decay if optimiser.coupled else 0.0
             top = sharpness(
                 self._mirror,
@@ -194,7 +204,7 @@ class ReplicateRun:
             separation=separation.T,
             ascent=None if self.bench.full_batch else np.array(self._ascent, dtype=np.float64),
             floor=self._loss_floor(),
-            descends=training.optimiser == "sgd" and training.momentum == 0,
+            descends=training.optimiser in ("sgd", "torch.optim.SGD") and not training.momentum,
             momentum=training.momentum or 0.0,
             sharpness=np.array(ratios, dtype=np.float64),
             ended=self.ended,
@@ -220,12 +230,13 @@ class ReplicateRun:
         reached a loss of 0 would be called oscillating for its last digits.
         """
         training = self.bench.training
-        assert training.momentum is not None
+        momentum = training.momentum or 0.0
         squares = sum(
             float((p.detach().double() ** 2).sum()) for p in self.trajectories[0].parameters
         )
         roundoff = float(np.finfo(training.dtype).eps) / 2
-        return 1000 * roundoff**2 * squares / (1 - training.momentum) ** 2 / self.point.lr
+        floor = 1000 * roundoff**2 * squares / (1 - momentum) ** 2 / self.point.lr
+        return min(floor, LARGEST_FLOOR * abs(self._loss[0]))
 
     @torch.no_grad()
     def _metric(self) -> float | None:
@@ -371,6 +382,7 @@ def evaluate(points: Sequence[Point], task: Task | str, **training: Any) -> list
     """
     settings = checked_training(training)
     found = get_task(task) if isinstance(task, str) else task
+    _check_kinds(points, found)
     stabiliser_of(settings)  # a mistake in it is reported even where every alpha is 0
     mistakes = [m for p in points for m in point_mistakes(p, found, settings)]
     if mistakes:
@@ -379,6 +391,22 @@ def evaluate(points: Sequence[Point], task: Task | str, **training: Any) -> list
         pack = PackRun(points, found, settings)
     pack.advance()
     return pack.results
+
+
+def _check_kinds(points: Any, task: Any) -> None:
+    """Raise `InputError` where something else than points and a task was given."""
+    if not isinstance(task, Task) or isinstance(task, type):
+        raise InputError(
+            [
+                Mistake(
+                    "task", task, "neither a task nor the name of one", "see stabmap.task_names()"
+                )
+            ]
+        )
+    listed = isinstance(points, Sequence) and not isinstance(points, str)
+    wrong = [p for p in points if not isinstance(p, Point)] if listed else [points]
+    if wrong:
+        raise InputError([Mistake("points", wrong[0], "a list of points", "write [Point(lr=0.1)]")])
 
 
 def checked_training(settings: Mapping[str, Any]) -> Training:
@@ -413,10 +441,7 @@ def point_mistakes(point: Point, task: Task, training: Training) -> list[Mistake
                 f"use lr >= {training.smallest_lr:.3g}, or dtype float64",
             )
         )
-    try:
-        optimiser_of(training, point.lr, point.weight_decay, training.ks[0])
-    except InputError as error:
-        mistakes += error.mistakes
+    mistakes += optimiser_mistakes(task, training, point)
     if point.alpha > 0:
         mistakes += strength_mistakes("alpha", point.alpha, task, training)
     return mistakes

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainables.domain import Point, Training, UnreachableError
@@ -125,7 +127,7 @@ class Bench:
         if self.task.batch is None:
             return slice(None)
         epoch, position = divmod(step, self.steps_per_epoch)
-        order = np.random.RandomState([seed, epoch]).permutation(len(self.inputs))
+        order = _order(seed, epoch, len(self.inputs))
         size = self.task.batch
         rows = order[position * size : (position + 1) * size]
         return torch.from_numpy(rows).to(self.inputs.device)
@@ -134,6 +136,12 @@ class Bench:
         """The network with initial weights from the seed, on the device."""
         with torch.random.fork_rng(devices=[]):  # building layers must not use up global numbers
             return self.task.module(seed).to(self.training.device, dtype)
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """Order of the data in one epoch; kept, because every step of the epoch asks for it."""
+    return np.random.RandomState([seed, epoch]).permutation(count)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

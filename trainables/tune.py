@@ -65,5 +65,5 @@ class PackTrainable(tune.Trainable):
 
     def load_checkpoint(self, checkpoint_dir: Any) -> None:
         """Go on from the folder of a checkpoint, to the bit."""
-        state = torch.load(Path(checkpoint_dir) / "pack.pt", weights_only=True)
+        state = torch.load(Path(checkpoint_dir) / "pack.pt", map_location="cpu", weights_only=True)
         self._pack.load_state_dict(state)

@@ -31,6 +31,9 @@ UPWARD = 1e-4
 UPWARD_SHARE = 0.05
 #: Share of mini-batch steps that raise their own batch's loss, above which a run oscillates.
 ASCENT_SHARE = 0.05
+#: A momentum whose ringing fades by less than exp(-2 x this) over a training rings through it: then
+#: medians of tenths show the phase of a slow ringing, not its decay.
+RINGING = 6.0
 #: Loss changes below this many units roundoff of the loss are rounding noise.
 NOISE = 8.0
 
@@ -99,6 +102,10 @@ def judge(seen: Observations) -> tuple[Verdict, Evidence]:
         evidence["growth"] = _finite(_blow_up_growth(seen))
         return Verdict(Margins(-1.0, margin), seen.ended_by, seen.ended), evidence
     growth = _growth(seen)
+    if _rings_through(seen):
+        # What swings back is below what was there before; what diverges is above all of it.
+        before = float(seen.window(0.0, 0.6).max())
+        growth = min(growth, _log_median(seen.window(0.9, 1.0)) - math.log(max(before, 1e-300)))
     evidence["growth"] = growth
     bounded = (LN10 - growth) / LN10
     if bounded < 0:
@@ -132,6 +139,16 @@ def _log_median(values: Array) -> float:
 def _growth(seen: Observations) -> float:
     """Ln of the loss's growth from the first to the last tenth of the run's second half."""
     return _log_median(seen.window(0.9, 1.0)) - _log_median(seen.window(0.5, 0.6))
+
+
+def _pace(seen: Observations) -> float:
+    """Ln of the factor by which a ringing in the momentum buffer fades over half the training."""
+    return -math.log(seen.momentum) * seen.steps / 2 if seen.momentum else math.inf
+
+
+def _rings_through(seen: Observations) -> bool:
+    """Whether the training is too short for its momentum to ring down."""
+    return _pace(seen) < RINGING
 
 
 def _blow_up_growth(seen: Observations) -> float:
@@ -185,6 +202,8 @@ def _oscillation_margin(seen: Observations, evidence: Evidence) -> float:
     evidence["upward_share"] = share
     if share <= UPWARD_SHARE or upward == 0:
         return 1.0
+    if _rings_through(seen) and len(seen.sharpness):
+        return 1.0  # a ringing looks like this too; the sharpness knows better
     calm = max(math.log10(UPWARD / upward) / 4, _settling(seen, np.maximum(moves, 0)))
     return float(np.clip(calm, -1.0, 1.0))
 
@@ -198,7 +217,7 @@ def _settling(seen: Observations, rises: Array) -> float:
     than tenfold within a short training: then half of that pace will do, in the loss itself or in
     its rises from the first to the second half of the window.
     """
-    pace = -math.log(seen.momentum) * seen.steps / 2 if seen.momentum else math.inf
+    pace = _pace(seen)
     settling = -_growth(seen) / min(LN10, 0.4 * pace) - 1.0
     if not seen.momentum:
         return settling

@@ -39,9 +39,12 @@ class Neighbour:
         """One update, made after the base has made its own on the same rows."""
         self.other.step(rows)
         moved = _norm(_differences(self.base.parameters, self.other.parameters))
-        if not math.isfinite(moved) or self._distance == 0:
+        alive = math.isfinite(_norm(self.base.parameters))
+        if not alive or self._distance == 0:
             self._rates.append(math.nan)
-        elif moved == 0:  # squeezed below the last bit: begin anew, without a rate for this step
+        elif moved == 0 or not math.isfinite(moved):
+            # Squeezed below the last bit, or thrown off by a state that is not of this map: begin
+            # anew, without a rate for this step.
             self._distance = self._restart()
             self._rates.append(math.inf)
         else:
@@ -78,7 +81,11 @@ class Neighbour:
     def _pull_back(self, factor: float) -> float:
         def between(mine: Tensor, theirs: Tensor) -> Tensor:
             gap = theirs.double() - mine.double()
-            return (mine.double() + factor * gap).to(mine.dtype)
+            pulled = mine.double() + factor * gap
+            # Second moments are not negative, and their roots are taken.
+            if bool((mine >= 0).all()) and bool((theirs >= 0).all()):
+                pulled = pulled.clamp_min(0)
+            return pulled.to(mine.dtype)
 
         for p, q in zip(self.base.parameters, self.other.parameters, strict=True):
             q.copy_(between(p, q))

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from trainables.domain import TORCH_OPTIMISER, InputError, Mistake, Training
+from trainables.domain import TORCH_OPTIMISER, InputError, Mistake, Point, Training
 from trainables.dynamics.optimisers import Optimiser, Slots
 from trainables.dynamics.torch_rule import TorchRule
+from trainables.tasks import Task
 
 
 @dataclass(frozen=True)
 class TorchOptimiser(Optimiser):
     """Any optimiser of `torch.optim` that takes dense gradients and no closure.
 
-    Learning rate, and where they are not 0 weight decay and momentum, go to its constructor;
+    Learning rate, weight decay (0 included) and a momentum that is given go to its constructor;
     everything else is its own default. It cannot be differentiated and has no known threshold of
     stability, so trainings with it are judged without the sharpness criterion.
+
+    Args:
+        given_momentum: momentum for the constructor; None leaves it out.
 
     Raises:
         InputError: there is no such optimiser, or it refuses its arguments.
     """
+
+    given_momentum: float | None = None
 
     def __post_init__(self) -> None:
         self.rule  # noqa: B018 - reports what is wrong before anything is trained
@@ -31,10 +40,14 @@ class TorchOptimiser(Optimiser):
     @cached_property
     def rule(self) -> TorchRule:
         """The optimiser as a pure function."""
+        name = self.name.removeprefix(TORCH_OPTIMISER)
         options: dict[str, Any] = {"lr": self.lr}
-        options |= {"weight_decay": self.weight_decay} if self.weight_decay else {}
-        options |= {"momentum": self.momentum} if self.momentum else {}
-        return TorchRule(self.name.removeprefix(TORCH_OPTIMISER), options, self.k)
+        # AdamW and others decay unless they are told not to.
+        if self.weight_decay or "weight_decay" in _arguments(name):
+            options["weight_decay"] = self.weight_decay
+        if self.given_momentum is not None:
+            options["momentum"] = self.given_momentum
+        return TorchRule(name, options, self.k)
 
     @property
     def splits(self) -> bool:
@@ -69,11 +82,33 @@ def optimiser_of(training: Training, lr: float, weight_decay: float, k: int) -> 
     Raises:
         InputError: an optimiser of `torch.optim` that does not exist or refuses its arguments.
     """
-    if not training.optimiser.startswith(TORCH_OPTIMISER):
+    name, momentum = training.optimiser, training.momentum
+    if not name.startswith(TORCH_OPTIMISER):
         return Optimiser.of(training, lr, weight_decay, k)
     try:
-        return TorchOptimiser.of(training, lr, weight_decay, k)
+        return TorchOptimiser(name, lr, weight_decay, k, momentum or 0.0, given_momentum=momentum)
     except InputError as error:
-        raise InputError(
-            [Mistake("optimiser", training.optimiser, m.law, m.remedy) for m in error.mistakes]
-        ) from error
+        raise _renamed(name, error) from error
+
+
+def optimiser_mistakes(task: Task, training: Training, point: Point) -> list[Mistake]:
+    """Why the optimiser cannot train a task at a point: only PyTorch's own can refuse."""
+    if not training.optimiser.startswith(TORCH_OPTIMISER):
+        return []
+    try:
+        rule = optimiser_of(training, point.lr, point.weight_decay, training.ks[0])
+        for parameter in task.module(0).parameters():
+            rule.init(parameter.detach())
+    except InputError as error:
+        return list(_renamed(training.optimiser, error).mistakes)
+    return []
+
+
+def _arguments(name: str) -> Sequence[str]:
+    found = getattr(torch.optim, name, None)
+    return tuple(inspect.signature(found).parameters) if found is not None else ()
+
+
+def _renamed(name: str, error: InputError) -> InputError:
+    """The same mistakes under the field that the user wrote."""
+    return InputError([Mistake("optimiser", name, m.law, m.remedy) for m in error.mistakes])

@@ -106,6 +106,15 @@ class Stabiliser:
     #: Largest strength; 1 where alpha mixes the plain training with the stabilised one.
     strongest: ClassVar[float] = math.inf
 
+    @property
+    def keeps_threshold(self) -> bool:
+        """Whether the sharpness of the watched loss still has the optimiser's own threshold.
+
+        It has where the stabiliser leaves small steps near a minimum as they are, or adds a convex
+        penalty. Elsewhere the verdict does without the sharpness.
+        """
+        return True
+
     def mistakes(self, task: Task, training: Training) -> Iterable[Mistake]:
         """Why this stabiliser cannot act on this task with this training."""
         return ()

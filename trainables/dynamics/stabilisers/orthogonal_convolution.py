@@ -102,6 +102,11 @@ class OrthogonalConvolution(Stabiliser):
             if isinstance(layer, nn.Conv2d) and (self.layers is None or name in self.layers)
         }
 
+    @property
+    def keeps_threshold(self) -> bool:
+        """The penalty bends the loss too, and not convexly."""
+        return False
+
     def start(self, setting: Setting, alpha: float) -> Action:
         """Nothing is remembered between steps."""
         return _OrthogonalConvolution(list(self._chosen(setting.module).values()), alpha)

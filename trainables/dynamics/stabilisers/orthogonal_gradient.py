@@ -45,6 +45,11 @@ class OrthogonalGradient(Stabiliser):
     name: ClassVar[str] = "orthogonal-gradient"
     strongest: ClassVar[float] = 1.0
 
+    @property
+    def keeps_threshold(self) -> bool:
+        """Its gradients are no linear function of the plain ones."""
+        return False
+
     def start(self, setting: Setting, alpha: float) -> Action:
         """Nothing is remembered between steps."""
         return _OrthogonalGradient(alpha)

@@ -50,7 +50,9 @@ def soft_spectral_clip(update: Tensor, alpha: float, iterations: int | None = No
         raise InputError(mistakes)
     if update.shape[0] > update.shape[1]:
         return soft_spectral_clip(update.T, alpha, iterations).T
-    scaled = alpha * update
+    # In float64 whatever the dtype: the identity is lost beside a large Gram matrix, eigenvalues
+    # round below 0, and the iterations would amplify them.
+    scaled = alpha * update.double()
     gram = scaled @ scaled.T
     identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     bound = 1 + torch.minimum(gram.abs().sum(1).max(), torch.linalg.matrix_norm(gram))
@@ -58,7 +60,7 @@ def soft_spectral_clip(update: Tensor, alpha: float, iterations: int | None = No
     for _ in range(_needed(bound) if iterations is None else iterations):
         t = 1.5 * identity - 0.5 * (z @ y)
         y, z = y @ t, t @ z
-    return (z @ update) / torch.sqrt(bound)
+    return ((z @ update.double()) / torch.sqrt(bound)).to(update.dtype)
 
 
 def _needed(bound: Tensor) -> int:
@@ -90,6 +92,11 @@ class Spectra(Stabiliser):
             mistakes += whole("stabiliser.iterations", self.iterations, 1, 100)
         if mistakes:
             raise InputError(mistakes)
+
+    @property
+    def keeps_threshold(self) -> bool:
+        """Small updates pass unchanged, unless the aspect ratio scales them."""
+        return not self.aspect
 
     def mistakes(self, task: Task, training: Training) -> Iterable[Mistake]:
         """An optimiser whose directions cannot be had."""

@@ -50,6 +50,11 @@ class StableSpam(Stabiliser):
         if mistakes:
             raise InputError(mistakes)
 
+    @property
+    def keeps_threshold(self) -> bool:
+        """Its gradients do not shrink towards a minimum."""
+        return False
+
     def start(self, setting: Setting, alpha: float) -> Action:
         """Running means at 0, one set a tensor."""
         return SpikeControl(self, alpha)
