@@ -465,12 +465,6 @@ def test_the_error_of_differences_counts_in() -> None:
         assert abs(exact.value - truth) <= exact.error + 1e-14 * truth <= 1e-12 * truth
 
 
-def test_differences_want_float64() -> None:
-    module, loss, inputs, targets = tiny_net()
-    with pytest.raises(InputError, match=r"float32.*float64.*\.double\(\)"):
-        sharpness(module.float(), loss, inputs.float(), targets, products="difference")
-
-
 # ------------------------------------------------------------------ trace
 
 
@@ -564,6 +558,148 @@ def test_directional_sharpness_foretells_the_descent() -> None:
     assert missing[0] / missing[1] == pytest.approx(4, rel=0.1)
 
 
+# ------------------------------------------------------------------ float64, on copies
+
+
+def estimates(problem: Problem, **options: Any) -> list[Estimate]:
+    """All three, with both kinds of products."""
+    size = sum(p.numel() for p in problem[0].parameters() if p.requires_grad)
+    direction = np.random.RandomState(0).randn(size)
+    found = []
+    for products in BOTH:
+        found.append(sharpness(*problem, products=products, **options))
+        found.append(hessian_trace(*problem, products=products, budget=13, **options))
+        found.append(directional_sharpness(*problem, direction, products=products, **options))
+    return found
+
+
+def same(some: list[Estimate], others: list[Estimate]) -> bool:
+    keys = [[(e.value, e.error, e.gradients) for e in part] for part in (some, others)]
+    return keys[0] == keys[1]
+
+
+class Noisy(nn.Module):
+    """Everything that a call changes or draws: normalisation, dropout, a counter in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Linear(6, 1)
+        self.calls = nn.Buffer(torch.zeros(()))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls.add_(1)
+        hidden = nn.functional.dropout(self.norm(self.first(inputs)).tanh(), 0.5, self.training)
+        return self.last(hidden) * self.calls  # type: ignore[no-any-return]
+
+
+def noisy(seed: int = 0) -> Problem:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        inputs, targets = torch.randn(9, 3), torch.randn(9, 1)
+        return Noisy(), nn.functional.mse_loss, inputs, targets
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_network_is_left_as_it_is(training: bool) -> None:
+    """Buffers, parameters, gradients, mode, dtype and torch's random numbers."""
+    problem = noisy()
+    module = problem[0].train(training)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    state = torch.random.get_rng_state()
+    estimates(problem)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert module.training is training
+    for name, value in module.state_dict().items():
+        assert value.dtype == before[name].dtype
+        assert torch.equal(value, before[name]), name
+    assert all(p.grad is None for p in module.parameters())
+
+
+def test_dropout_has_one_mask_for_each_seed() -> None:
+    """Whatever torch's own random numbers; all products of one call see one function."""
+    problem = noisy()
+    found = estimates(problem, seed=5)
+    torch.rand(7)
+    assert same(estimates(problem, seed=5), found)
+    assert found[0].value == pytest.approx(found[3].value, rel=1e-3)  # exact and difference
+    assert found[2].value == pytest.approx(found[5].value, rel=1e-6)
+    along = {round(estimates(problem, seed=seed)[2].value, 9) for seed in range(4)}
+    assert len(along) == 4
+    problem[0].eval()
+    still = {round(estimates(problem, seed=seed)[2].value, 9) for seed in range(4)}
+    assert len(still) == 1
+
+
+def test_the_mask_is_the_one_that_torch_draws_from_the_seed() -> None:
+    """In training mode, against a dense Hessian under that seed."""
+    module, loss, inputs, targets = noisy()
+    double = Noisy().double()
+    double.load_state_dict(module.state_dict())
+
+    def seeded(outputs: Tensor, labels: Tensor) -> Tensor:
+        return loss(outputs, labels)
+
+    class Seeded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = double
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.inner.calls.zero_()
+            with torch.random.fork_rng():
+                torch.manual_seed(3)
+                return self.inner(x)  # type: ignore[no-any-return]
+
+    hessian = dense_hessian((Seeded(), seeded, inputs.double(), targets.double()))
+    found = sharpness(module, loss, inputs, targets, seed=3)
+    assert found.value == pytest.approx(np.linalg.eigvalsh(hessian)[-1], rel=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_dropout_on_a_gpu_leaves_its_random_numbers() -> None:
+    module, loss, inputs, targets = noisy()
+    problem = (module.cuda(), loss, inputs.cuda(), targets.cuda())
+    state = torch.cuda.get_rng_state()
+    found = estimates(problem, seed=5)
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+    torch.rand(7, device="cuda")
+    assert estimates(problem, seed=5)[2].value == pytest.approx(found[2].value, rel=1e-9)
+    assert found[2].value == pytest.approx(found[5].value, rel=1e-6)
+
+
+def test_a_network_in_float32_is_measured_in_float64() -> None:
+    """The same bits as for its copy in float64, whatever the dtype of the data."""
+    module, loss, inputs, targets = tiny_net()
+    module.float()
+    given = [(module, loss, x, targets) for x in (inputs.float(), inputs.float().double())]
+    found = [estimates(problem) for problem in given]
+    assert next(module.parameters()).dtype == torch.float32
+    double = estimates((module.double(), loss, inputs.float(), targets))
+    assert same(found[0], found[1])
+    assert same(found[0], double)
+    assert found[0][0].error <= 1e-3 * found[0][0].value  # not a spent budget
+
+
+def test_curvature_where_gradients_are_switched_off() -> None:
+    with torch.no_grad():
+        found = estimates(tiny_net())
+    assert same(found, estimates(tiny_net()))
+
+
+def test_vectors_in_any_form() -> None:
+    """An array, a tensor that requires a gradient, a list of tensors shaped like the parameters."""
+    problem = tiny_net()
+    parameters = list(problem[0].parameters())
+    array = np.concatenate([p.detach().numpy().reshape(-1) for p in parameters])
+    tensor = torch.cat([p.reshape(-1) for p in parameters])
+    assert tensor.requires_grad
+    forms: list[Any] = [array, tensor, parameters, tuple(parameters), array.tolist()]
+    assert len({directional_sharpness(*problem, form) for form in forms}) == 1
+    assert len({sharpness(*problem, start=form) for form in forms}) == 1
+    assert len({sharpness(*problem, form) for form in forms}) == 1
+
+
 # ------------------------------------------------------------------ mistakes
 
 
@@ -581,6 +717,11 @@ def test_directional_sharpness_foretells_the_descent() -> None:
         ({"rtol": math.nan}, "rtol = nan"),
         ({"confidence": 1.0}, r"confidence = 1.0: a probability, 0 < confidence < 1, or None"),
         ({"confidence": 0.0}, "confidence = 0.0"),
+        ({"confidence": "high"}, "confidence = 'high': a probability"),
+        ({"rtol": None}, "rtol = None: must be > 0"),
+        ({"decay": math.nan}, "decay = nan: must be a finite number; give 0 for none"),
+        ({"decay": None}, "decay = None: must be a finite number"),
+        ({"budget": "all"}, "budget = 'all': the gradient and one product cost 3"),
         ({"budget": 2}, "budget = 2: the gradient and one product cost 3 gradient evaluations"),
         ({"budget": 1, "products": "difference"}, "one product cost 2 gradient"),
     ],
@@ -610,11 +751,133 @@ def test_trace_refuses() -> None:
         (np.full(26, math.inf), "direction = 'not finite'"),
         (np.ones(25), r"direction = \(25,\)"),
         ("gradient", "direction = 'gradient': must be an array"),
+        (None, "direction = None: must be an array"),
+        ([1.0, None], "direction = 'list': must be real numbers; give an array, or a list of ten"),
+        (np.ones(26) * 1j, "direction = 'ndarray': must be real numbers"),
+        (torch.ones(26) * 1j, "direction = 'Tensor': must be real numbers"),
+        (torch.ones(25), r"direction = \(25,\): one number for each of the 26"),
+        (
+            [torch.ones(4, 3)],
+            r"direction = \[\(4, 3\)\]: a list must have the shapes of the trained",
+        ),
+        (
+            [torch.ones(4, 3), None],
+            r"direction = \[\(4, 3\), 'NoneType'\]: a list must have the sh",
+        ),
     ],
 )
 def test_directional_sharpness_refuses(direction: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         directional_sharpness(*tiny_net(), direction)
+
+
+def regression(**changes: Any) -> list[Any]:
+    """A network in float32 with one output; each argument may be replaced."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        usual = {
+            "module": nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)),
+            "loss": nn.functional.mse_loss,
+            "inputs": torch.randn(8, 3),
+            "targets": torch.randn(8, 1),
+        }
+    return list((usual | changes).values())
+
+
+ONES = torch.ones(8)
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size:UserWarning")
+@pytest.mark.parametrize("estimate", [sharpness, hessian_trace, directional_sharpness])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"module": len}, "^module = 'builtin_function_or_method': must be a torch.nn.Module;"),
+        (
+            {"module": nn.Linear(3, 1).requires_grad_(False)},
+            "^module = 'Linear': has no parameter that is trained; set requires_grad",
+        ),
+        (
+            {"module": nn.ParameterList([torch.ones(2) * 1j])},
+            "^module = 'ParameterList': has complex",
+        ),
+        ({"loss": 3.0}, "^loss = 'float': must be a function of .outputs, targets.; give one such"),
+        ({"loss": lambda o, y: o - y}, r"^loss = \(8, 1\): must return one number; .*\.mean\(\)"),
+        (
+            {"loss": lambda o, y: float((o - y).mean().detach())},
+            "^loss = 'float': must return a tensor; ",
+        ),
+        ({"loss": lambda o, y: (o - y).mean().float()}, "^loss = 'torch.float32': must stay in fl"),
+        ({"loss": lambda o, y: o.detach().mean()}, "^loss = 'no gradient': must depend on the tr"),
+        ({"inputs": np.ones((8, 3))}, "^inputs = 'ndarray': must be a torch.Tensor; convert them"),
+        ({"targets": None}, "^targets = 'NoneType': must be a torch.Tensor; convert them"),
+        (
+            {"inputs": torch.ones(8, 3, dtype=torch.int64)},
+            r"^inputs = \(8, 3\): the module cannot take these torch.int64 numbers .*Long.*; give",
+        ),
+        ({"inputs": torch.ones(8, 2)}, r"^inputs = \(8, 2\): the module cannot .*8x2 and 3x4"),
+        ({"targets": torch.ones(5, 1)}, r"^targets = \(5, 1\): the loss cannot .*outputs \(8, 1\)"),
+        (
+            {"targets": torch.ones(1, 1)},
+            r"^targets = \(1, 1\): compared with outputs \(8, 1\) they",
+        ),
+        ({"targets": ONES}, r"^targets = \(8,\): compared with outputs \(8, 1\) they would be rep"),
+        (
+            {"targets": ONES, "loss": lambda o, y: ((o - y) ** 2).mean()},
+            r"^targets = \(8,\): compared with outputs \(8, 1\) they would be repeated; reshape",
+        ),
+        (
+            {"targets": ONES, "loss": lambda o, y: nn.L1Loss()(input=o, target=y)},
+            r"^targets = \(8,\): compared with outputs \(8, 1\) they would be repeated; reshape",
+        ),
+        (
+            {"targets": torch.ones(5).long(), "loss": nn.functional.cross_entropy},
+            r"^targets = \(5,\): the loss cannot compare these torch.int64 .*batch_size \(8\)",
+        ),
+    ],
+)
+def test_what_does_not_fit_together(
+    changes: dict[str, Any], message: str, estimate: Callable[..., Estimate]
+) -> None:
+    """One line that names the argument, whichever measure is asked for."""
+    rest = [np.ones(21)] if estimate is directional_sharpness else []
+    with pytest.raises(InputError, match=message) as caught:
+        estimate(*regression(**changes), *rest)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"targets": ONES, "loss": lambda o, y: ((o.squeeze(1) - y) ** 2).mean()},
+        {"targets": ONES, "loss": lambda o, y: y @ o.square().squeeze(1)},
+        {"targets": torch.tensor(1.0), "loss": lambda o, y: ((o - y) ** 2).mean()},
+        {"loss": lambda o, y: ((o - o.T) ** 2).mean() + (y * o.expand(8, 5)).square().mean()},
+        {"targets": torch.zeros(8).long(), "loss": nn.functional.cross_entropy},
+    ],
+)
+def test_what_fits_is_not_refused(changes: dict[str, Any]) -> None:
+    """Losses that shape their arguments themselves, or that broadcast on purpose."""
+    assert math.isfinite(sharpness(*regression(**changes)).value)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 0.5, None, True])
+def test_seeds_that_there_are_not(seed: Any) -> None:
+    for estimate in (sharpness, hessian_trace):
+        with pytest.raises(InputError, match=f"seed = {seed}: must be a whole number from 0"):
+            estimate(*tiny_net(), seed=seed)
+    with pytest.raises(InputError, match=f"seed = {seed}: must be a whole number from 0"):
+        directional_sharpness(*tiny_net(), np.ones(26), seed=seed)
+
+
+def test_errors_of_the_machine_stay_what_they_are() -> None:
+    """Memory that runs out is no mistake of the caller."""
+
+    def full(outputs: Tensor, labels: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("full")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        sharpness(*regression(loss=full))
 
 
 def test_sharpness_without_curvlinops(monkeypatch: pytest.MonkeyPatch) -> None:

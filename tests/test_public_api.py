@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,51 @@ def test_names_for_type_checkers_are_those_at_run_time() -> None:
 
 def test_theory_is_a_module() -> None:
     assert stabmap.theory.OneLayerCNN(20.0).largest_bounded_lr == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import stabmap.theory",
+        "import stabmap.theory as t; assert t is stabmap_theory()",
+        "from stabmap.theory import quadratic_threshold; assert quadratic_threshold(0.1) == 20",
+        "from stabmap import theory; assert theory.quadratic_threshold(0.1) == 20",
+        "import stabmap; stabmap.theory; from stabmap.theory import heat_step",
+    ],
+)
+def test_theory_can_be_imported(code: str, tmp_path: Path) -> None:
+    """In any spelling, and it is the one module however it is reached."""
+    same = "; import stabmap, analysis.theory; assert stabmap.theory is analysis.theory"
+    helper = "def stabmap_theory():\n    import stabmap; return stabmap.theory\n"
+    done = python(helper + code + same, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_readme_names_exist() -> None:
+    """Whatever README spells `stabmap.X` or `trainables.X` can be had."""
+    text = (Path(stabmap.__file__).parent.parent / "README.md").read_text("utf-8")
+    for name in re.findall(r"\bstabmap\.([a-z_]\w*)", text, re.IGNORECASE):
+        assert getattr(stabmap, name) is not None
+    for package in re.findall(r"`(trainables\.\w+)`", text):
+        importlib.import_module(package)
+
+
+def test_curvature_comes_from_the_package_by_name() -> None:
+    from trainables import dynamics
+    from trainables.dynamics import curvature, sharpness
+
+    assert sharpness is curvature.sharpness
+    for name in ("Estimate", "directional_sharpness", "hessian_trace", "sharpness"):
+        assert getattr(dynamics, name) is getattr(curvature, name)
+        assert name in dir(dynamics)
+        assert f"`{name}`" in str(dynamics.__doc__)
+    with pytest.raises(AttributeError, match=r"'trainables.dynamics' has no attribute 'flatness'"):
+        dynamics.flatness  # noqa: B018
+
+
+def test_the_package_of_dynamics_alone_loads_no_torch(tmp_path: Path) -> None:
+    done = python("import sys, trainables.dynamics; assert 'torch' not in sys.modules", tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_unknown_name() -> None:

@@ -200,7 +200,9 @@ def test_adamw_is_adam_with_decoupled_decay() -> None:
         ({"lr": 0.0}, "lr = 0.0: finite and > 0 must hold"),
         ({"lr": [0.1, math.nan]}, "lr = nan: finite and > 0"),
         ({"lr": math.inf}, "lr = inf: finite and > 0"),
-        ({"lr": "fast"}, "lr = 'fast': must be numeric"),
+        ({"lr": "fast"}, "lr = 'fast': must be real numbers"),
+        ({"lr": None}, "lr = None: must be real numbers; give a number or an array of them"),
+        ({"momentum": "0.9"}, "momentum = '0.9': must be real numbers"),
         ({"momentum": 1.0}, "momentum = 1.0: 0 <= momentum < 1"),
         ({"momentum": -0.1}, "momentum = -0.1: 0 <= momentum < 1"),
         ({"momentum": math.nan}, "momentum = nan: 0 <= momentum < 1"),
@@ -268,6 +270,19 @@ def test_softmax_gap_in_numpy() -> None:
     assert 17 <= edge <= 23
     assert (sums[edge:] == 1).all()
     assert (sums[:edge] > 1).all()
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "float64"])
+def test_dtypes_of_torch_and_numpy_name_a_format(name: str) -> None:
+    gap = softmax_collapse_gap(name)
+    assert softmax_collapse_gap(getattr(torch, name)) == gap
+    if name != "bfloat16":
+        assert (
+            softmax_collapse_gap(getattr(np, name)) == softmax_collapse_gap(np.dtype(name)) == gap
+        )
+    for other in (torch.int32, np.int64, None, float):
+        with pytest.raises(InputError, match=r"^dtype = .*: no such floating-point format"):
+            softmax_collapse_gap(other)
 
 
 def test_unknown_format() -> None:

@@ -799,7 +799,10 @@ SQUARE = np.eye(2)
         (lambda: solution_lr_bound([np.ones(3)]), "weights[0].shape"),
         (lambda: solution_lr_bound([np.ones((2, 3)), np.ones((2, 3))]), "weights[1].shape"),
         (lambda: solution_sharpness([np.full((2, 2), np.nan)]), "weights[0]"),
-        (lambda: solution_sharpness([np.ones((2, 2, 2)), np.ones((3, 2, 2))]), "leading axes"),
+        (
+            lambda: solution_sharpness([np.ones((2, 2, 2)), np.ones((3, 2, 2))]),
+            "weights[0], weights[1]",
+        ),
         (lambda: deep_linear_lr_bound(-1.0, 2), "rho"),
         (lambda: deep_linear_lr_bound(1.0, 2.5), "depth"),
         (lambda: deep_linear_lr_bound([1, 2], [1, 2, 3]), "rho, depth"),
@@ -808,13 +811,16 @@ SQUARE = np.eye(2)
         (lambda: identity_start_lr_bound(-1.0, 2), "rho"),
         (lambda: nearest_psd(np.ones((2, 3))), "target.shape"),
         (lambda: nearest_psd([[1, 2], [0, 1]]), "target - target^T"),
-        (lambda: balanced_layers(-SQUARE, 2), "eigenvalue of target"),
+        (lambda: balanced_layers(-SQUARE, 2), "target"),
         (lambda: balanced_layers(SQUARE, 0), "depth"),
         (lambda: identity_layers(0, 2), "size"),
         (lambda: deep_linear_descent([SQUARE], np.ones((2, 3)), 0.1, 1), "target.shape"),
         (lambda: deep_linear_descent([SQUARE], SQUARE, -0.1, 1), "lr"),
         (lambda: deep_linear_descent([SQUARE], SQUARE, 0.1, -1), "steps"),
-        (lambda: deep_linear_descent([np.ones((2, 1, 1))], [[1.0]], [1, 2, 3], 1), "leading axes"),
+        (
+            lambda: deep_linear_descent([np.ones((2, 1, 1))], [[1.0]], [1, 2, 3], 1),
+            "weights, target, lr",
+        ),
         (lambda: scalar_solution_lr_bound(1.0), "weights.shape"),
         (lambda: identity_limit(np.nan, 2), "eigenvalue"),
         (lambda: identity_lr_bound(1.0, 0), "depth"),
@@ -826,18 +832,21 @@ SQUARE = np.eye(2)
         (lambda: common_eigenvalues(SQUARE), "matrices.shape"),
         (
             lambda: common_eigenvalues([[[1, 0], [0, 2]], [[0, 1], [1, 0]]]),
-            "matrices, off the diagonal",
+            "matrices",
         ),
         (lambda: residual_lr_bound([[1, 2], [0, 1]], 2), "target - target^T"),
         (lambda: relu_output_bound(0.1, 0.0), "factor"),
         (lambda: relu_lr_bound(np.ones(3), np.ones((3, 1))), "x.shape"),
         (lambda: relu_lr_bound(np.ones((3, 1)), np.ones((2, 1))), "outputs.shape"),
-        (lambda: relu_outputs(np.ones((3, 1)), np.ones((1, 2)), np.ones((2, 2)), [0, 0]), "shapes"),
+        (
+            lambda: relu_outputs(np.ones((3, 1)), np.ones((1, 2)), np.ones((2, 2)), [0, 0]),
+            "x, w, v, b",
+        ),
         (
             lambda: relu_outputs(
                 np.ones((3, 1)), np.ones((2, 1, 2)), np.ones((3, 2, 1)), np.zeros(2)
             ),
-            "leading axes",
+            "w, v, b",
         ),
         (
             lambda: relu_descent(np.ones((3, 1)), np.ones((3, 2)), [[1.0]], [[1.0]], [0.0], 0.1, 1),

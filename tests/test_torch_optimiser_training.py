@@ -75,8 +75,28 @@ def test_momentum_goes_to_the_constructor() -> None:
     ("settings", "message"),
     [
         (
-            {"optimiser": "torch.optim.Rprop", "momentum": 0.5},
-            "optimiser = 'torch.optim.Rprop': .*unexpected keyword argument 'momentum'",
+            {"optimiser": "torch.optim.NAdam", "momentum": 0.5},
+            "momentum = 0.5: torch.optim.NAdam takes no argument momentum; leave it out$",
+        ),
+        (
+            {"optimiser": "torch.optim.NAdam", "weight_decay": 0.1, "momentum": 0.5},
+            "momentum = 0.5: torch.optim.NAdam takes no argument momentum; leave it out$",
+        ),
+        (
+            {"optimiser": "torch.optim.Rprop", "weight_decay": 0.1},
+            "weight_decay = 0.1: torch.optim.Rprop takes no argument weight_decay; set it to 0$",
+        ),
+        (
+            {"optimiser": "torch.optim.lr_scheduler"},
+            "optimiser = 'torch.optim.lr_scheduler': no such optimiser in torch.optim",
+        ),
+        (
+            {"optimiser": "torch.optim.swa_utils", "momentum": 0.5},
+            "optimiser = 'torch.optim.swa_utils': no such optimiser in torch.optim",
+        ),
+        (
+            {"optimiser": "torch.optim.SGD", "momentum": 3.0},
+            "momentum = 3.0: ",
         ),
         ({"optimiser": "torch.optim.LBFGS"}, "optimiser = 'torch.optim.LBFGS': it needs a closure"),
         (
@@ -97,9 +117,11 @@ def test_momentum_goes_to_the_constructor() -> None:
     ],
 )
 def test_messages(settings: dict[str, Any], message: str) -> None:
+    settings = dict(settings)
     task = get_task("mnist-mlp", samples=20, width=4, loss_name="squared-error")
+    point = Point(0.1, 1.0, settings.pop("weight_decay", 0.0))
     with pytest.raises(InputError, match=f"^{message.replace('.', '[.]').replace('[.]*', '.*')}"):
-        evaluate([Point(0.1, 1.0)], task, steps=20, **settings)
+        evaluate([point], task, steps=20, **settings)
 
 
 def test_no_decay_is_no_decay() -> None:

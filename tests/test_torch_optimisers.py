@@ -874,8 +874,9 @@ def test_rules_that_cannot_be_are_refused() -> None:
         TorchRule("RMSProp")
     with pytest.raises(InputError, match=r"no such optimiser in torch.optim; use one of ASGD, "):
         TorchRule("Optimizer" * 5)
-    with pytest.raises(InputError, match="name = 'Optimizer'"):
-        TorchRule("Optimizer")
+    for name in ("Optimizer", "lr_scheduler", "swa_utils", "Any", ""):
+        with pytest.raises(InputError, match=f"name = '{name}': no such optimiser in torch.optim"):
+            TorchRule(name)
     with pytest.raises(InputError, match="it needs a closure"):
         TorchRule("LBFGS")
     with pytest.raises(InputError, match="it needs sparse gradients"):

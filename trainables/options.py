@@ -85,6 +85,13 @@ def construct(field: str, name: str, found: type[Any], options: Mapping[str, Any
                     f"{meant}known: {', '.join(known) or 'none'}",
                 )
             )
+    try:
+        made = found(**{key: value for key, value in options.items() if key in known})
+    except InputError as error:
+        raise InputError([*mistakes, *error.mistakes]) from error
+    except TypeError:
+        if not mistakes:  # else the option that is missing may be the one that is misspelt
+            raise
     if mistakes:
         raise InputError(mistakes)
-    return found(**options)
+    return made

@@ -1,8 +1,9 @@
 """Closed-form stability bounds, one file a subject, each with its source.
 
-Everything takes arrays of points, checks shapes and domains, and raises `InputError` naming the
-argument. Where a paper's formula is wrong, the corrected one has the plain name and the paper's
-the same name with `_as_printed`, with the reason.
+Everything takes numbers or arrays of points (lists and torch tensors too, whose gradients are left
+behind), checks shapes and domains, and raises `InputError` naming the argument. For numbers the
+result is a float, for arrays an array of their common shape. Where a paper's formula is wrong, the
+corrected one has the plain name and the paper's the same name with `_as_printed`, with the reason.
 
 | file | subject |
 |---|---|

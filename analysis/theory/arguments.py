@@ -1,9 +1,11 @@
-"""Arguments of the theory's functions as arrays, each checked against its domain."""
+"""What goes into the theory's functions, as arrays checked against their domain; what comes out."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from numbers import Real
+from typing import Any, ParamSpec
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,6 +13,60 @@ from numpy.typing import ArrayLike, NDArray
 from trainables.domain import InputError, Mistake
 
 Array = NDArray[np.float64]
+_Given = ParamSpec("_Given")
+
+
+# --------------------------------------------------------------------------- results
+
+
+def number(value: Any) -> Any:
+    """A Python number (or string) in place of an array without axes; all else as it is."""
+    return value.item() if isinstance(value, np.generic | np.ndarray) and not value.ndim else value
+
+
+def plain_numbers(function: Callable[_Given, Any]) -> Callable[_Given, Any]:
+    """The function with a float in place of each array without axes that it returns.
+
+    This is the one rule for all results: numbers for numbers, arrays for arrays.
+    """
+
+    @functools.wraps(function)
+    def with_floats(*args: _Given.args, **kwargs: _Given.kwargs) -> Any:
+        found = function(*args, **kwargs)
+        return tuple(map(number, found)) if isinstance(found, tuple) else number(found)
+
+    return with_floats
+
+
+# --------------------------------------------------------------------------- arguments
+
+
+def real(field: str, value: Any) -> Array:
+    """`value` as an array of floats, NaN and infinity included; tensors are detached.
+
+    Raises:
+        InputError: if it is not made of real numbers.
+    """
+    try:
+        array = np.asarray(_detached(value))
+    except (TypeError, ValueError, RuntimeError):
+        array = np.array(None)
+    if array.dtype.kind == "O" and all(isinstance(entry, Real) for entry in array.flat):
+        array = array.astype(np.float64)  # whole numbers beyond 64 bits, fractions
+    if array.dtype.kind not in "biuf":
+        remedy = "give a number or an array of them"
+        raise InputError([Mistake(field, value, "must be real numbers", remedy)])
+    return array.astype(np.float64, copy=False)
+
+
+def _detached(value: Any) -> Any:
+    """A torch tensor, alone or in lists, without its gradient and on the processor."""
+    if isinstance(value, list | tuple):
+        return [_detached(entry) for entry in value]
+    if not hasattr(value, "detach"):
+        return value
+    values = value.detach().cpu()
+    return (values.double() if values.is_floating_point() else values).numpy()
 
 
 def checked(
@@ -21,13 +77,7 @@ def checked(
     Raises:
         InputError: if it is not real and finite or breaks the law; names the first that does.
     """
-    real = Mistake(field, value, "must be real numbers", "give a number or an array of them")
-    try:
-        if np.iscomplexobj(value):
-            raise InputError([real])
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError([real]) from error
+    array = real(field, value)
     good = np.isfinite(array) & holds(np.where(np.isfinite(array), array, 1.0))
     if not good.all():
         raise InputError([Mistake(field, float(array[~good].flat[0]), law, remedy)])
@@ -51,6 +101,22 @@ def not_negative(field: str, value: Any) -> Array:
     return checked(
         field, value, lambda a: a >= 0, "must be finite and >= 0", "choose 0 or a positive number"
     )
+
+
+def one(field: str, array: Array) -> float:
+    """The number in an array without axes; InputError where there are axes."""
+    if array.ndim:
+        law = "must be one number"
+        raise InputError([Mistake(f"{field}.shape", array.shape, law, "call it for each number")])
+    return float(array)
+
+
+def sequence(field: str, value: Any) -> list[Any]:
+    """The members of a list, or of the first axis of an array; InputError where it is neither."""
+    if isinstance(value, list | tuple) or bool(getattr(value, "shape", ())):
+        return list(value)
+    law = "must be a list"
+    raise InputError([Mistake(field, value, law, "put the arrays between brackets")])
 
 
 def layers(field: str, value: Any, least: int = 1) -> Array:
@@ -82,6 +148,16 @@ def broadcast(**arrays: Array) -> tuple[Array, ...]:
             ", ".join(arrays), shapes, "shapes must broadcast", "add axes of length 1 where needed"
         )
         raise InputError([mistake]) from error
+
+
+def leading_axes(shapes: dict[str, tuple[int, ...]]) -> None:
+    """InputError, with the arguments' names, where these leading axes do not broadcast."""
+    try:
+        np.broadcast_shapes(*shapes.values())
+    except ValueError as error:
+        law = "leading axes must broadcast"
+        remedy = "add axes of length 1 where needed"
+        raise InputError([Mistake(", ".join(shapes), shapes, law, remedy)]) from error
 
 
 def symmetric(field: str, value: ArrayLike) -> Array:

@@ -14,12 +14,21 @@ show what that figure shows: restrained at 10 and 100 times the bound, divergent
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import eigvalsh_tridiagonal
 
-from analysis.theory.arguments import broadcast, finite, not_negative, positive, step_count
+from analysis.theory.arguments import (
+    broadcast,
+    finite,
+    not_negative,
+    number,
+    plain_numbers,
+    positive,
+    step_count,
+)
 from analysis.theory.heat import line
 
 Array = NDArray[np.float64]
@@ -39,10 +48,10 @@ class BeltramiRun:
     losses: Array
     largest: Array
 
-    def first_above(self, limit: float = 1e30) -> NDArray[np.int64]:
+    def first_above(self, limit: float = 1e30) -> Any:
         """Number of steps after which |u| first exceeded `limit` or overflowed; -1 where never."""
         over = ~(self.largest <= limit)
-        return np.where(over.any(axis=0), over.argmax(axis=0), -1)
+        return number(np.where(over.any(axis=0), over.argmax(axis=0), -1))
 
 
 def beltrami_signal(points: int = 200, seed: int = 0) -> Array:
@@ -82,6 +91,7 @@ def beltrami_step(
     return beltrami_simulate(u, target, dt, 1, delta, fidelity, dx).u
 
 
+@plain_numbers
 def beltrami_loss(
     u: ArrayLike,
     target: ArrayLike,
@@ -98,7 +108,9 @@ def beltrami_loss(
     Raises:
         InputError: as `beltrami_simulate`.
     """
-    return np.asarray(beltrami_simulate(u, target, 1.0, 0, delta, fidelity, dx).losses[0])
+    lines, columns = _problem(u, target, {}, delta, fidelity, dx)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _loss(*lines, *columns)
 
 
 def beltrami_simulate(
@@ -124,46 +136,67 @@ def beltrami_simulate(
     Raises:
         InputError: for a shape or a number outside these laws.
     """
-    start, aim, *columns = broadcast(
-        u=line("u", u),
-        target=line("target", target),
-        dt=positive("dt", dt)[..., None],
-        delta=positive("delta", delta)[..., None],
-        fidelity=not_negative("fidelity", fidelity)[..., None],
-        dx=positive("dx", dx)[..., None],
+    (start, aim), (step, smooth, weight, space) = _problem(
+        u, target, {"dt": positive("dt", dt)}, delta, fidelity, dx
     )
-    step, smooth, weight, space = (column[..., :1] for column in columns)
     count = step_count("steps", steps)
     losses = np.empty((count + 1, *start.shape[:-1]))
     largest = np.empty_like(losses)
     state = start.copy()
     with np.errstate(over="ignore", invalid="ignore"):
         for index in range(count + 1):
-            slope = np.diff(state) / space
-            length = np.hypot(slope, smooth)
-            gap = aim - state
-            density = weight[..., 0] / 2 * (gap**2).sum(-1) + length.sum(-1)
-            losses[index] = space[..., 0] * density
+            losses[index] = _loss(state, aim, smooth, weight, space)
             largest[index] = np.abs(state).max(-1)
             if index < count:
-                flux = np.diff(slope / length, prepend=0.0, append=0.0)
-                state += step * (flux / space + weight * gap)
+                slope = np.diff(state) / space
+                flux = np.diff(slope / np.hypot(slope, smooth), prepend=0.0, append=0.0)
+                state += step * (flux / space + weight * (aim - state))
     return BeltramiRun(state, losses, largest)
 
 
+def _problem(
+    u: ArrayLike,
+    target: ArrayLike,
+    first: dict[str, Array],
+    delta: ArrayLike,
+    fidelity: ArrayLike,
+    dx: ArrayLike,
+) -> tuple[tuple[Array, Array], list[Array]]:
+    """The lines u and target, (..., points); the numbers, `first` and the last three, (..., 1)."""
+    numbers = first | {
+        "delta": positive("delta", delta),
+        "fidelity": not_negative("fidelity", fidelity),
+        "dx": positive("dx", dx),
+    }
+    start, aim, *columns = broadcast(
+        u=line("u", u),
+        target=line("target", target),
+        **{name: number[..., None] for name, number in numbers.items()},
+    )
+    return (start, aim), [column[..., :1] for column in columns]
+
+
+def _loss(state: Array, aim: Array, smooth: Array, weight: Array, space: Array) -> Array:
+    length = np.hypot(np.diff(state) / space, smooth)
+    density = weight[..., 0] / 2 * ((aim - state) ** 2).sum(-1) + length.sum(-1)
+    return np.asarray(space[..., 0] * density)
+
+
 def _linearised(
-    slope: ArrayLike, delta: ArrayLike, fidelity: ArrayLike, dx: ArrayLike
+    slope: dict[str, Array], delta: ArrayLike, fidelity: ArrayLike, dx: ArrayLike
 ) -> tuple[Array, Array]:
-    """Fidelity and 2 kappa / dx^2 with kappa = 1 / sqrt(slope^2 + delta^2)."""
-    steepness, smooth, weight, space = broadcast(
-        slope=finite("slope", slope),
+    """Fidelity and 2 kappa / dx^2 with kappa = 1 / sqrt(slope^2 + delta^2), at slope 0 if {}."""
+    smooth, weight, space, *steep = broadcast(
         delta=positive("delta", delta),
         fidelity=not_negative("fidelity", fidelity),
         dx=positive("dx", dx),
+        **slope,
     )
+    steepness = steep[0] if steep else np.zeros(())
     return weight, 2 / (np.hypot(steepness, smooth) * space**2)
 
 
+@plain_numbers
 def beltrami_cfl_bound(
     slope: ArrayLike = 0.0,
     delta: ArrayLike = 0.01,
@@ -187,10 +220,11 @@ def beltrami_cfl_bound(
     Raises:
         InputError: if a number breaks its law or the shapes do not broadcast.
     """
-    weight, diffusion = _linearised(slope, delta, fidelity, dx)
+    weight, diffusion = _linearised({"slope": finite("slope", slope)}, delta, fidelity, dx)
     return 1 / (weight / 2 + diffusion)
 
 
+@plain_numbers
 def beltrami_cfl_bound_as_printed(
     slope: ArrayLike = 0.0,
     delta: ArrayLike = 0.01,
@@ -202,10 +236,11 @@ def beltrami_cfl_bound_as_printed(
     Sufficient but not necessary: it takes the data term twice. See `beltrami_cfl_bound` for the
     arguments and errors.
     """
-    weight, diffusion = _linearised(slope, delta, fidelity, dx)
+    weight, diffusion = _linearised({"slope": finite("slope", slope)}, delta, fidelity, dx)
     return 1 / (weight + diffusion)
 
 
+@plain_numbers
 def beltrami_divergence_bound(fidelity: ArrayLike = 1.0) -> Array:
     """The step at which u ceases to be bounded: 2 / r; exact, infinite for r = 0.
 
@@ -223,6 +258,7 @@ def beltrami_divergence_bound(fidelity: ArrayLike = 1.0) -> Array:
         return 2 / not_negative("fidelity", fidelity)
 
 
+@plain_numbers
 def beltrami_restrained_band(
     delta: ArrayLike = 0.01, fidelity: ArrayLike = 1.0, dx: ArrayLike = 1.0
 ) -> Array:
@@ -239,11 +275,12 @@ def beltrami_restrained_band(
     Raises:
         InputError: if a number breaks its law or the shapes do not broadcast.
     """
-    weight, diffusion = _linearised(0.0, delta, fidelity, dx)
+    weight, diffusion = _linearised({}, delta, fidelity, dx)
     with np.errstate(divide="ignore"):
         return 1 + 2 * diffusion / weight
 
 
+@plain_numbers
 def beltrami_reach(dt: ArrayLike, fidelity: ArrayLike = 1.0, dx: ArrayLike = 1.0) -> Array:
     """Bound that |u - I| falls below in the long run: (2 dt / dx) / (1 - |1 - r dt|).
 
@@ -268,6 +305,7 @@ def beltrami_reach(dt: ArrayLike, fidelity: ArrayLike = 1.0, dx: ArrayLike = 1.0
         return np.where(kept > 0, 2 * step / (space * np.maximum(kept, 0)), np.inf)
 
 
+@plain_numbers
 def beltrami_sharpness(
     u: ArrayLike, delta: ArrayLike = 0.01, fidelity: ArrayLike = 1.0, dx: ArrayLike = 1.0
 ) -> Array:

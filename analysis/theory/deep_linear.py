@@ -20,8 +20,11 @@ from analysis.theory.arguments import (
     checked,
     finite,
     layers,
+    leading_axes,
     not_negative,
+    plain_numbers,
     positive,
+    sequence,
     step_count,
     symmetric,
 )
@@ -33,6 +36,7 @@ Array = NDArray[np.float64]
 # --------------------------------------------------------------------------- theorem 1
 
 
+@plain_numbers
 def solution_lr_bound(weights: Sequence[ArrayLike]) -> Array:
     """Largest learning rate at which gradient descent can converge to a given solution.
 
@@ -66,6 +70,7 @@ def solution_lr_bound(weights: Sequence[ArrayLike]) -> Array:
         return 2 / np.asarray(total, dtype=np.float64)
 
 
+@plain_numbers
 def solution_sharpness(weights: Sequence[ArrayLike]) -> Array:
     """Largest Hessian eigenvalue of the loss at a solution that fits exactly.
 
@@ -97,6 +102,7 @@ def solution_sharpness(weights: Sequence[ArrayLike]) -> Array:
 # --------------------------------------------------------------------------- corollaries
 
 
+@plain_numbers
 def deep_linear_lr_bound(rho: ArrayLike, depth: ArrayLike) -> Array:
     """Largest learning rate at which any solution for a target can be stable.
 
@@ -120,6 +126,7 @@ def deep_linear_lr_bound(rho: ArrayLike, depth: ArrayLike) -> Array:
     return bound
 
 
+@plain_numbers
 def largest_singular_value_bound(lr: ArrayLike, depth: ArrayLike) -> Array:
     """Largest singular value that an estimate can have once gradient descent has converged.
 
@@ -140,6 +147,7 @@ def largest_singular_value_bound(lr: ArrayLike, depth: ArrayLike) -> Array:
 # --------------------------------------------------------------------------- theorems 2 and 3
 
 
+@plain_numbers
 def identity_start_lr_bound(rho: ArrayLike, depth: ArrayLike) -> Array:
     """Learning rate up to which descent from identity layers converges, for a symmetric target R.
 
@@ -214,7 +222,13 @@ def deep_linear_descent(
     if target.shape[-2:] != shape:
         law = f"must end in the shape {shape} of W_L ... W_1"
         raise InputError([Mistake("target.shape", target.shape, law, "check the axes")])
-    _batch(*chain, target, rate)
+    leading_axes(
+        {
+            "weights": np.broadcast_shapes(*(w.shape[:-2] for w in chain)),
+            "target": target.shape[:-2],
+            "lr": rate.shape[:-2],
+        }
+    )
     with np.errstate(over="ignore", invalid="ignore"):
         for _ in range(step_count("steps", steps)):
             left, right = _partial_products(chain)
@@ -260,13 +274,8 @@ def balanced_layers(target: ArrayLike, depth: int) -> list[Array]:
     """
     values, basis = np.linalg.eigh(symmetric("target", target))
     noise = 1e-12 * np.abs(values).max(axis=-1, keepdims=True)
-    checked(
-        "eigenvalue of target",
-        values,
-        lambda a: a >= -noise,
-        "must be >= 0",
-        "use nearest_psd(target)",
-    )
+    law = "every eigenvalue must be >= 0"
+    checked("target", values, lambda a: a >= -noise, law, "use nearest_psd(target)")
     layer_count = step_count("depth", depth, 1)
     roots = np.maximum(values, 0) ** (1 / layer_count)
     layer = (basis * roots[..., None, :]) @ np.swapaxes(basis, -1, -2)
@@ -274,7 +283,7 @@ def balanced_layers(target: ArrayLike, depth: int) -> list[Array]:
 
 
 def _chain(weights: Sequence[ArrayLike]) -> list[Array]:
-    chain = [finite(f"weights[{j}]", w) for j, w in enumerate(weights)]
+    chain = [finite(f"weights[{j}]", w) for j, w in enumerate(sequence("weights", weights))]
     if not chain:
         law = "a network needs at least one layer"
         raise InputError([Mistake("weights", [], law, "give W_1, ..., W_L")])
@@ -286,19 +295,8 @@ def _chain(weights: Sequence[ArrayLike]) -> list[Array]:
             law = f"needs {chain[j - 1].shape[-2]} columns, the rows of the layer before"
             remedy = "list the layers from input to output"
             raise InputError([Mistake(f"weights[{j}].shape", w.shape, law, remedy)])
-    _batch(*chain)
+    leading_axes({f"weights[{j}]": w.shape[:-2] for j, w in enumerate(chain)})
     return chain
-
-
-def _batch(*arrays: Array) -> None:
-    """Refuses leading axes that do not broadcast."""
-    leading = [array.shape[:-2] for array in arrays]
-    try:
-        np.broadcast_shapes(*leading)
-    except ValueError as error:
-        law = "leading axes must broadcast"
-        mistake = Mistake("leading axes", leading, law, "add axes of length 1 where needed")
-        raise InputError([mistake]) from error
 
 
 def _partial_products(chain: list[Array]) -> tuple[list[Array], list[Array]]:

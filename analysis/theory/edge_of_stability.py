@@ -8,6 +8,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from analysis.theory.arguments import broadcast, number, plain_numbers, real
 from trainables.domain import InputError, Mistake, nearest
 
 Array = NDArray[np.float64]
@@ -110,9 +111,11 @@ def quadratic_threshold(
     if step is not None:
         free = free * (1 - b ** (count + 1))
     threshold = free - lam if coupled else free
-    return np.asarray(threshold) if np.ndim(threshold) else float(threshold)
+    found: float | Array = number(threshold)
+    return found
 
 
+@plain_numbers
 def decay_bound(
     weight_decay: ArrayLike,
     optimiser: str = "sgd",
@@ -160,21 +163,9 @@ def _relief(optimiser: str, b: Array) -> Array:
 
 def _numbers(**values: ArrayLike) -> list[Array]:
     """The values as arrays that broadcast against each other."""
-    arrays = []
-    for name, value in values.items():
-        try:
-            arrays.append(np.asarray(value, dtype=np.float64))
-        except (TypeError, ValueError) as error:
-            remedy = "give a number or an array of numbers"
-            raise InputError([Mistake(name, value, "must be numeric", remedy)]) from error
-    try:
-        np.broadcast_shapes(*(array.shape for array in arrays))
-    except ValueError as error:
-        shapes = [array.shape for array in arrays]
-        law = "the shapes must broadcast to one"
-        remedy = "give numbers, or arrays of one shape"
-        raise InputError([Mistake(", ".join(values), shapes, law, remedy)]) from error
-    return arrays
+    arrays = {name: real(name, value) for name, value in values.items()}
+    broadcast(**arrays)
+    return list(arrays.values())
 
 
 def _is_coupled(optimiser: str, decay: str | None) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.theory.arguments import broadcast, finite, positive, step_count
+from analysis.theory.arguments import broadcast, finite, plain_numbers, positive, step_count
 from trainables.domain import InputError, Mistake
 
 Array = NDArray[np.float64]
@@ -57,10 +57,9 @@ def heat_simulate(
     Raises:
         InputError: for a shape or a number outside these laws.
     """
-    rate = mesh_ratio(dt, dx, kappa)[..., None]
-    state = line("u", u)
-    state, rate = broadcast(u=state, dt=rate)
-    state, inner = state.copy(), rate[..., 1:-1]
+    grid = {name: number[..., None] for name, number in _grid(dx, kappa).items()}
+    state, step, *rest = broadcast(u=line("u", u), dt=positive("dt", dt)[..., None], **grid)
+    state, inner = state.copy(), _ratio(step, *rest)[..., 1:-1]
     with np.errstate(over="ignore", invalid="ignore"):
         for _ in range(step_count("steps", steps, 0)):
             state[..., 1:-1] += inner * np.diff(state, 2)
@@ -77,14 +76,13 @@ def line(field: str, values: ArrayLike) -> Array:
     return numbers
 
 
+@plain_numbers
 def mesh_ratio(dt: ArrayLike, dx: ArrayLike = 1.0, kappa: ArrayLike = 1.0) -> Array:
     """Kappa dt / dx^2, checked: all three > 0, any shapes that broadcast."""
-    step, space, speed = broadcast(
-        dt=positive("dt", dt), dx=positive("dx", dx), kappa=positive("kappa", kappa)
-    )
-    return speed * step / space**2
+    return _ratio(*broadcast(dt=positive("dt", dt), **_grid(dx, kappa)))
 
 
+@plain_numbers
 def heat_amplifier(
     frequency: ArrayLike, dt: ArrayLike, dx: ArrayLike = 1.0, kappa: ArrayLike = 1.0
 ) -> Array:
@@ -104,10 +102,13 @@ def heat_amplifier(
     Raises:
         InputError: if a number breaks its law or the shapes do not broadcast.
     """
-    wave, ratio = broadcast(frequency=finite("frequency", frequency), dt=mesh_ratio(dt, dx, kappa))
-    return np.asarray(1 - 2 * ratio * (1 - np.cos(wave)))
+    wave, *rest = broadcast(
+        frequency=finite("frequency", frequency), dt=positive("dt", dt), **_grid(dx, kappa)
+    )
+    return np.asarray(1 - 2 * _ratio(*rest) * (1 - np.cos(wave)))
 
 
+@plain_numbers
 def heat_cfl_bound(dx: ArrayLike = 1.0, kappa: ArrayLike = 1.0) -> Array:
     """Courant-Friedrichs-Lewy bound of an endless line: dt < dx^2 / (2 kappa).
 
@@ -120,9 +121,10 @@ def heat_cfl_bound(dx: ArrayLike = 1.0, kappa: ArrayLike = 1.0) -> Array:
     Raises:
         InputError: if a number is not > 0.
     """
-    return 0.5 / mesh_ratio(1.0, dx, kappa)
+    return 0.5 / _ratio(np.ones(()), *broadcast(**_grid(dx, kappa)))
 
 
+@plain_numbers
 def heat_dirichlet_bound(points: int = 31, dx: ArrayLike = 1.0, kappa: ArrayLike = 1.0) -> Array:
     """Largest dt at which values stay bounded on a grid with held ends; exact.
 
@@ -138,9 +140,11 @@ def heat_dirichlet_bound(points: int = 31, dx: ArrayLike = 1.0, kappa: ArrayLike
     Raises:
         InputError: if a number breaks its law.
     """
-    return 0.5 / (mesh_ratio(1.0, dx, kappa) * _extreme_modes(points)[1])
+    ratio = _ratio(np.ones(()), *broadcast(**_grid(dx, kappa)))
+    return 0.5 / (ratio * _extreme_modes(points)[1])
 
 
+@plain_numbers
 def heat_growth(
     dt: ArrayLike, points: int = 31, dx: ArrayLike = 1.0, kappa: ArrayLike = 1.0
 ) -> Array:
@@ -155,9 +159,17 @@ def heat_growth(
     Raises:
         InputError: if a number breaks its law or the shapes do not broadcast.
     """
-    ratio = mesh_ratio(dt, dx, kappa)
+    ratio = _ratio(*broadcast(dt=positive("dt", dt), **_grid(dx, kappa)))
     slow, fast = _extreme_modes(points)
     return np.maximum(np.abs(1 - 4 * ratio * slow), np.abs(1 - 4 * ratio * fast))
+
+
+def _grid(dx: ArrayLike, kappa: ArrayLike) -> dict[str, Array]:
+    return {"dx": positive("dx", dx), "kappa": positive("kappa", kappa)}
+
+
+def _ratio(step: Array, space: Array, speed: Array) -> Array:
+    return speed * step / space**2
 
 
 def _extreme_modes(points: int) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import eigvalsh
 
-from analysis.theory.arguments import broadcast, checked, finite, step_count
+from analysis.theory.arguments import broadcast, checked, finite, plain_numbers, step_count
 from trainables.domain import InputError, Mistake
 
 Array = NDArray[np.float64]
@@ -34,6 +34,7 @@ def power_spectrum(image: ArrayLike) -> Array:
     return np.asarray(np.abs(np.fft.fft2(_image(image))) ** 2)
 
 
+@plain_numbers
 def spectrum_extremes(image: ArrayLike) -> tuple[Array, Array]:
     """Smallest and largest p of a kernel as large as the (periodic) image: of |Ihat|^2.
 
@@ -77,6 +78,7 @@ def patch_gram(image: ArrayLike, width: int) -> Array:
     return gram
 
 
+@plain_numbers
 def patch_extremes(image: ArrayLike, width: int) -> tuple[Array, Array]:
     """Smallest and largest p of a kernel of width x width pixels: of the eigenvalues of X^T X.
 
@@ -84,12 +86,13 @@ def patch_extremes(image: ArrayLike, width: int) -> tuple[Array, Array]:
     """
     gram = patch_gram(image, width)
     values = eigvalsh(gram)
-    rows, columns = np.asarray(image).shape
+    rows, columns = _image(image).shape
     # With fewer patches than pixels X^T X is singular; rounding would leave some 1e-16 of its norm.
     singular = (rows - width + 1) * (columns - width + 1) < width**2
     return np.asarray(0.0 if singular else max(values[0], 0.0)), np.asarray(values[-1])
 
 
+@plain_numbers
 def checkerboard_eigenvalue(size: ArrayLike, width: ArrayLike) -> Array:
     """Largest p of a width x width kernel on a size x size checkerboard: w^2 (n - w + 1)^2.
 

@@ -22,11 +22,20 @@ not Delta t, see `nesterov_momentum`), its beta is `beta`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.theory.arguments import broadcast, checked, finite, not_negative, positive
+from analysis.theory.arguments import (
+    broadcast,
+    checked,
+    finite,
+    not_negative,
+    number,
+    plain_numbers,
+    positive,
+)
 
 Array = NDArray[np.float64]
 
@@ -38,19 +47,23 @@ class DecayRange:
     A `low` below 0 means that no weight decay is needed.
 
     Args:
-        low: smallest stable weight decay, any shape.
+        low: smallest stable weight decay: a float, or an array of any shape.
         high: largest stable weight decay, of the same shape.
     """
 
-    low: Array
-    high: Array
+    low: Any
+    high: Any
+
+    def __post_init__(self) -> None:
+        for end in ("low", "high"):
+            object.__setattr__(self, end, number(getattr(self, end)))
 
     @property
-    def empty(self) -> NDArray[np.bool_]:
+    def empty(self) -> Any:
         """Where no weight decay is stable."""
-        return np.asarray(self.low > self.high)
+        return number(np.asarray(self.low > self.high))
 
-    def contains(self, weight_decay: ArrayLike) -> NDArray[np.bool_]:
+    def contains(self, weight_decay: ArrayLike) -> Any:
         """Whether weight decays, of a shape that broadcasts, lie in the range.
 
         Raises:
@@ -61,12 +74,13 @@ class DecayRange:
             low=np.asarray(self.low),
             high=np.asarray(self.high),
         )
-        return np.asarray((low <= value) & (value <= high))
+        return number((low <= value) & (value <= high))
 
 
 # --------------------------------------------------------------------------- gradient descent
 
 
+@plain_numbers
 def linear_cnn_amplifier(
     lr: ArrayLike,
     weight_decay: ArrayLike,
@@ -86,12 +100,8 @@ def linear_cnn_amplifier(
     Raises:
         InputError: if a number breaks its law or the shapes do not broadcast.
     """
-    rate, decay, drive = broadcast(
-        lr=positive("lr", lr),
-        weight_decay=not_negative("weight_decay", weight_decay),
-        drive=_drive(a, eigenvalue, beta),
-    )
-    return np.asarray(1 - rate * (decay + drive))
+    rate, *mode = broadcast(lr=positive("lr", lr), **_mode(weight_decay, a, eigenvalue, beta))
+    return _amplifier(rate, *mode)
 
 
 def linear_cnn_decay_range(
@@ -112,7 +122,8 @@ def linear_cnn_decay_range(
     Raises:
         InputError: if a number breaks its law or the shapes do not broadcast.
     """
-    return _range(2 / positive("lr", lr), a, smallest, largest, beta)
+    rate, *modes = broadcast(lr=positive("lr", lr), **_modes(a, smallest, largest, beta))
+    return _range(2 / rate, *modes)
 
 
 def linear_cnn_decay_range_as_printed(
@@ -125,12 +136,14 @@ def linear_cnn_decay_range_as_printed(
     lower bound is that of the least demanding mode, which matters for negative weight decays only.
     See `linear_cnn_decay_range` for arguments and errors.
     """
-    return _range(2 / positive("lr", lr), a, smallest, largest, beta, printed=True)
+    rate, *modes = broadcast(lr=positive("lr", lr), **_modes(a, smallest, largest, beta))
+    return _range(2 / rate, *modes, printed=True)
 
 
 # --------------------------------------------------------------------------- Nesterov
 
 
+@plain_numbers
 def nesterov_momentum(dt: ArrayLike, damping: ArrayLike) -> Array:
     """Momentum (2 - d dt) / (2 + d dt) of Nesterov's method as a scheme for K'' + d K' = -grad L.
 
@@ -149,6 +162,7 @@ def nesterov_momentum(dt: ArrayLike, damping: ArrayLike) -> Array:
     return np.asarray((2 - drag * step) / (2 + drag * step))
 
 
+@plain_numbers
 def nesterov_lr(dt: ArrayLike, momentum: ArrayLike) -> Array:
     """Learning rate 2 dt^2 / (2 + d dt) = dt^2 (1 + momentum) / 2 of the scheme of eq. 17.
 
@@ -163,6 +177,7 @@ def nesterov_lr(dt: ArrayLike, momentum: ArrayLike) -> Array:
     return np.asarray(step**2 * (1 + mu) / 2)
 
 
+@plain_numbers
 def nesterov_amplifier(
     dt: ArrayLike,
     momentum: ArrayLike,
@@ -187,10 +202,12 @@ def nesterov_amplifier(
     Raises:
         InputError: if a number breaks its law or the shapes do not broadcast.
     """
-    q, mu = broadcast(
-        mode=linear_cnn_amplifier(nesterov_lr(dt, momentum), weight_decay, a, eigenvalue, beta),
+    step, mu, *mode = broadcast(
+        dt=positive("dt", dt),
         momentum=_momentum(momentum),
+        **_mode(weight_decay, a, eigenvalue, beta),
     )
+    q = _amplifier(step**2 * (1 + mu) / 2, *mode)
     half = (1 + mu) * q / 2
     root = np.sqrt((half**2 - mu * q).astype(np.complex128))
     return np.maximum(np.abs(half + root), np.abs(half - root))
@@ -221,8 +238,12 @@ def nesterov_decay_range(
     Raises:
         InputError: if a number breaks its law or the shapes do not broadcast.
     """
-    step, mu = broadcast(dt=positive("dt", dt), momentum=_momentum(momentum))
-    return _range(4 / ((1 + 2 * mu) * step**2), a, smallest, largest, beta)
+    step, mu, *modes = broadcast(
+        dt=positive("dt", dt),
+        momentum=_momentum(momentum),
+        **_modes(a, smallest, largest, beta),
+    )
+    return _range(4 / ((1 + 2 * mu) * step**2), *modes)
 
 
 def nesterov_decay_range_as_printed(
@@ -236,7 +257,8 @@ def nesterov_decay_range_as_printed(
     the fault of `linear_cnn_decay_range_as_printed` too. Arguments and errors:
     `nesterov_decay_range`.
     """
-    return _range(4 / (3 * positive("dt", dt) ** 2), a, smallest, largest, beta, printed=True)
+    step, *modes = broadcast(dt=positive("dt", dt), **_modes(a, smallest, largest, beta))
+    return _range(4 / (3 * step**2), *modes, printed=True)
 
 
 # --------------------------------------------------------------------------- regimes of table 3
@@ -301,37 +323,51 @@ def activated_decay_range_as_printed(lr: ArrayLike, image_sum: ArrayLike) -> Dec
 # --------------------------------------------------------------------------- helpers
 
 
-def _drive(a: ArrayLike, eigenvalue: ArrayLike, beta: ArrayLike) -> Array:
-    """The part a beta p / 2 of the rate of a mode, which weight decay has to outweigh."""
-    error, p, steepness = broadcast(
-        a=finite("a", a),
-        eigenvalue=finite("eigenvalue", eigenvalue),
-        beta=positive("beta", beta),
-    )
-    return np.asarray(error * steepness * p / 2)
+def _mode(
+    weight_decay: ArrayLike, a: ArrayLike, eigenvalue: ArrayLike, beta: ArrayLike
+) -> dict[str, Array]:
+    return {
+        "weight_decay": not_negative("weight_decay", weight_decay),
+        "a": finite("a", a),
+        "eigenvalue": finite("eigenvalue", eigenvalue),
+        "beta": positive("beta", beta),
+    }
 
 
-def _range(
-    limit: Array,
-    a: ArrayLike,
-    smallest: ArrayLike,
-    largest: ArrayLike,
-    beta: ArrayLike,
-    printed: bool = False,
-) -> DecayRange:
-    """Decays with 0 <= decay + a beta p / 2 <= limit for all p, or as if a were negative."""
+def _amplifier(rate: Array, decay: Array, error: Array, p: Array, steepness: Array) -> Array:
+    return np.asarray(1 - rate * (decay + error * steepness * p / 2))
+
+
+def _modes(
+    a: ArrayLike, smallest: ArrayLike, largest: ArrayLike, beta: ArrayLike
+) -> dict[str, Array]:
     bottom, top = broadcast(
         smallest=finite("smallest", smallest), largest=finite("largest", largest)
     )
     law = "must not lie below `smallest`"
     checked("largest", top, lambda p: p >= bottom, law, "give the smaller one first")
-    first, last = broadcast(smallest=_drive(a, bottom, beta), largest=_drive(a, top, beta))
-    rate, low, high = broadcast(
-        rate=np.asarray(limit),
-        low=-last if printed else np.maximum(-first, -last),
-        high=first if printed else np.maximum(first, last),
-    )
-    return DecayRange(low.copy(), np.asarray(rate - high))
+    return {
+        "a": finite("a", a),
+        "smallest": bottom,
+        "largest": top,
+        "beta": positive("beta", beta),
+    }
+
+
+def _range(
+    limit: Array,
+    error: Array,
+    bottom: Array,
+    top: Array,
+    steepness: Array,
+    *,
+    printed: bool = False,
+) -> DecayRange:
+    """Decays with 0 <= decay + a beta p / 2 <= limit for all p, or as if a were negative."""
+    first, last = error * steepness * bottom / 2, error * steepness * top / 2
+    low = -last if printed else np.maximum(-first, -last)
+    high = first if printed else np.maximum(first, last)
+    return DecayRange(np.asarray(low), np.asarray(limit - high))
 
 
 def _whole(field: str, value: ArrayLike) -> Array:

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.theory.arguments import finite, step_count
+from analysis.theory.arguments import finite, plain_numbers, sequence, step_count
 from analysis.theory.images import power_spectrum
 from trainables.domain import InputError, Mistake
 
 Array = NDArray[np.float64]
 
 
+@plain_numbers
 def multilayer_gain_as_printed(kernels: Sequence[ArrayLike], slopes: ArrayLike = 0.5) -> Array:
     """The paper's gamma: product over the later layers of slope times sum of the kernel.
 
@@ -34,7 +35,7 @@ def multilayer_gain_as_printed(kernels: Sequence[ArrayLike], slopes: ArrayLike =
     Raises:
         InputError: if a kernel is not two-dimensional or finite, or the slopes do not fit.
     """
-    sums = np.array([_kernel(kernel).sum() for kernel in kernels])
+    sums = np.array([_kernel(kernel).sum() for kernel in sequence("kernels", kernels)])
     r = finite("slopes", slopes)
     if r.shape not in ((), sums.shape):
         law = f"one number, or {len(sums)} of them"
@@ -67,14 +68,18 @@ def multilayer_gain(kernels: Sequence[ArrayLike], shape: tuple[int, int]) -> Arr
     Raises:
         InputError: if a kernel is not two-dimensional or finite, or larger than the image.
     """
-    rows, columns = (step_count("shape", side, 1) for side in shape)
+    sides = sequence("shape", shape)
+    if len(sides) != 2:
+        raise InputError([Mistake("shape", shape, "rows and columns", "give two numbers")])
+    rows, columns = (step_count("shape", side, 1) for side in sides)
     gain = np.ones((rows, columns))
     through = np.ones((rows, columns))
-    for kernel in map(_kernel, kernels):
+    for kernel in map(_kernel, sequence("kernels", kernels)):
         if kernel.shape[0] > rows or kernel.shape[1] > columns:
             law = f"no larger than the image, {(rows, columns)}"
             raise InputError([Mistake("kernels", kernel.shape, law, "use a smaller kernel")])
-        through = through * power_spectrum(np.pad(kernel, _missing(kernel.shape, shape))) / 4
+        missing = _missing(kernel.shape, (rows, columns))
+        through = through * power_spectrum(np.pad(kernel, missing)) / 4
         gain = gain * kernel.sum() / 2 + through
     return gain
 

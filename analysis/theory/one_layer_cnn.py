@@ -15,14 +15,25 @@ The image size enters through p alone, since the network takes the mean over pos
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
-from analysis.theory.arguments import broadcast, checked, finite, not_negative, positive, step_count
+from analysis.theory.arguments import (
+    broadcast,
+    checked,
+    finite,
+    not_negative,
+    number,
+    one,
+    plain_numbers,
+    positive,
+    step_count,
+)
 from trainables.domain import Regime
 
 Array = NDArray[np.float64]
@@ -35,6 +46,8 @@ FAR = 1e300
 class CNNPhases:
     """What gradient descent on the one-layer CNN does at each pair of learning rate and decay.
 
+    For numbers all five are a number (a string) each, for arrays arrays.
+
     Args:
         regime: values of `trainables.domain.Regime`, in the broadcast shape of both.
         largest_stable_lr: boundary between stable and restrained, in the shape of the decays.
@@ -43,11 +56,15 @@ class CNNPhases:
         sharpness: largest Hessian eigenvalue at the minimum, weight decay included.
     """
 
-    regime: NDArray[np.str_]
-    largest_stable_lr: Array
-    largest_bounded_lr: Array
-    equilibrium: Array
-    sharpness: Array
+    regime: Any
+    largest_stable_lr: Any
+    largest_bounded_lr: Any
+    equilibrium: Any
+    sharpness: Any
+
+    def __post_init__(self) -> None:
+        for part in fields(self):
+            object.__setattr__(self, part.name, number(getattr(self, part.name)))
 
 
 @dataclass(frozen=True)
@@ -69,19 +86,24 @@ class OneLayerCNN:
     share: float = 0.5
 
     def __post_init__(self) -> None:
-        not_negative("weight_decay", self.weight_decay)
-        step_count("width", self.width, 1)
-        _share(self.share)
+        decay = one("weight_decay", not_negative("weight_decay", self.weight_decay))
+        object.__setattr__(self, "weight_decay", decay)
+        object.__setattr__(self, "width", step_count("width", self.width, 1))
+        object.__setattr__(self, "share", _share(self.share))
 
     def gradient(self, kappa: float) -> float:
         """Derivative that drives kappa, with weight decay."""
-        at = finite("kappa", kappa)
-        return float(_gradient(at, np.asarray(self.weight_decay), self.width, self.share))
+        at = one("kappa", finite("kappa", kappa))
+        return float(
+            _gradient(np.asarray(at), np.asarray(self.weight_decay), self.width, self.share)
+        )
 
     def curvature(self, kappa: float) -> float:
         """Hessian eigenvalue along c at kappa, with weight decay."""
-        at = finite("kappa", kappa)
-        return float(_curvature(at, np.asarray(self.weight_decay), self.width, self.share))
+        at = one("kappa", finite("kappa", kappa))
+        return float(
+            _curvature(np.asarray(at), np.asarray(self.weight_decay), self.width, self.share)
+        )
 
     @property
     def equilibrium(self) -> float:
@@ -140,6 +162,7 @@ def one_layer_cnn_phases(
     return _phases(rate, decay, OneLayerCNN(0.0, width, share))
 
 
+@plain_numbers
 def checkerboard_share(image: ArrayLike, width: ArrayLike) -> Array:
     """Share p of the patches that equal the one in the image's first corner, c.
 
@@ -201,6 +224,7 @@ def one_layer_cnn_path(
     return path
 
 
+@plain_numbers
 def one_layer_cnn_exponent(
     kappa: ArrayLike,
     lr: ArrayLike,
@@ -242,6 +266,7 @@ def one_layer_cnn_exponent(
     return np.asarray(along if width == 1 else np.maximum(along, across))
 
 
+@plain_numbers
 def one_layer_cnn_loss(
     kappa: ArrayLike,
     weight_decay: ArrayLike,
@@ -278,7 +303,7 @@ def one_layer_cnn_loss(
 
 def _share(share: float) -> float:
     law = "0 <= share <= 1 must hold"
-    return float(checked("share", share, lambda p: (p >= 0) & (p <= 1), law, "use 0.5"))
+    return one("share", checked("share", share, lambda p: (p >= 0) & (p <= 1), law, "use 0.5"))
 
 
 def _start(kappa: ArrayLike, lr: ArrayLike, weight_decay: ArrayLike) -> tuple[Array, ...]:

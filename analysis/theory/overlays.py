@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
+from analysis.theory.arguments import not_negative, number, one, real
 from analysis.theory.edge_of_stability import OPTIMISERS, decay_bound
 from analysis.theory.one_layer_cnn import OneLayerCNN
-from trainables.domain import InputError, Mistake
-
-Array = NDArray[np.float64]
 
 #: Stands for no decay at all. There the minimum lies at infinity, where nothing is curved, and no
 #: learning rate is too large; at this decay the bound is 8e7 already, off any picture.
@@ -30,7 +29,7 @@ class Overlay:
     """
 
     label: str
-    lr: Callable[[Array], Array]
+    lr: Callable[[ArrayLike], Any]
     exact: bool
 
 
@@ -54,6 +53,7 @@ def overlays(
     Raises:
         InputError: momentum or decay is not valid; from `Overlay.lr`, a weight decay is not.
     """
+    momentum = one("momentum", real("momentum", momentum))
     drawn = []
     if task == "one-layer-cnn" and optimiser == "sgd" and momentum == 0 and decay == "coupled":
         drawn.append(_one_layer_cnn(int(str(task_options.get("kernel", 32)))))
@@ -63,13 +63,10 @@ def overlays(
 
 
 def _one_layer_cnn(width: int) -> Overlay:
-    def stable(weight_decay: Array) -> Array:
-        decays = np.asarray(weight_decay, dtype=np.float64)
-        if not (np.isfinite(decays) & (decays >= 0)).all():
-            law = "finite and >= 0 must hold"
-            raise InputError([Mistake("weight_decay", decays.tolist(), law, "choose such values")])
+    def stable(weight_decay: ArrayLike) -> Any:
+        decays = not_negative("weight_decay", weight_decay)
         rates = [OneLayerCNN(max(w, NO_DECAY), width).largest_stable_lr for w in decays.ravel()]
-        return np.array(rates, dtype=np.float64).reshape(decays.shape)
+        return number(np.array(rates, dtype=np.float64).reshape(decays.shape))
 
     return Overlay("theory: 2 / sharpness", stable, exact=True)
 

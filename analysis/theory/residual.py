@@ -17,12 +17,22 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.theory.arguments import broadcast, finite, layers, positive, step_count, symmetric
+from analysis.theory.arguments import (
+    broadcast,
+    finite,
+    layers,
+    leading_axes,
+    plain_numbers,
+    positive,
+    step_count,
+    symmetric,
+)
 from trainables.domain import InputError, Mistake
 
 Array = NDArray[np.float64]
 
 
+@plain_numbers
 def scalar_solution_lr_bound(weights: ArrayLike) -> Array:
     """Learning rate below which a solution w_1 ... w_L = eigenvalue is stable, above it not.
 
@@ -45,6 +55,7 @@ def scalar_solution_lr_bound(weights: ArrayLike) -> Array:
     return bound
 
 
+@plain_numbers
 def identity_limit(eigenvalue: ArrayLike, depth: ArrayLike) -> Array:
     """What each of `depth` equal factors that start at 1 converges to.
 
@@ -63,6 +74,7 @@ def identity_limit(eigenvalue: ArrayLike, depth: ArrayLike) -> Array:
     return np.where(depth == 1, lam, np.maximum(lam, 0) ** (1 / depth))
 
 
+@plain_numbers
 def identity_lr_bound(eigenvalue: ArrayLike, depth: ArrayLike) -> Array:
     """Learning rate up to which factors that start at 1 approach their limit without overshoot.
 
@@ -78,7 +90,10 @@ def identity_lr_bound(eigenvalue: ArrayLike, depth: ArrayLike) -> Array:
     Raises:
         InputError: if an argument is out of its domain or the shapes do not broadcast.
     """
-    lam, depth = _problem(eigenvalue, depth)
+    return _lr_bound(*_problem(eigenvalue, depth))
+
+
+def _lr_bound(lam: Array, depth: Array) -> Array:
     large = np.maximum(lam, 1)
     steep = 1 / (depth * large ** (2 * (depth - 1) / depth))
     # (1 - a) / (1 - a^depth) is the inverse of 1 + a + ... + a^(depth - 1): no 0 / 0 near 1.
@@ -88,6 +103,7 @@ def identity_lr_bound(eigenvalue: ArrayLike, depth: ArrayLike) -> Array:
     return np.where(depth == 1, 1.0, bound)
 
 
+@plain_numbers
 def identity_rate(eigenvalue: ArrayLike, lr: ArrayLike, depth: ArrayLike) -> Array:
     """Factor beta of the guarantee |w[k] - limit| <= beta^k |1 - limit| for factors from 1.
 
@@ -110,7 +126,7 @@ def identity_rate(eigenvalue: ArrayLike, lr: ArrayLike, depth: ArrayLike) -> Arr
         lr=positive("lr", lr),
         depth=layers("depth", depth),
     )
-    largest = identity_lr_bound(lam, depth)
+    largest = _lr_bound(lam, depth)
     if (lr > largest * (1 + 1e-12)).any():
         worst = float(lr[lr > largest * (1 + 1e-12)].flat[0])
         law = "no rate is guaranteed above identity_lr_bound(eigenvalue, depth)"
@@ -255,10 +271,11 @@ def common_eigenvalues(matrices: ArrayLike) -> Array:
     if rest.max() > 1e-8:
         law = "must have a common eigenbasis"
         remedy = "matrices that commute have one; layers that start at the identity keep it"
-        raise InputError([Mistake("matrices, off the diagonal", float(rest.max()), law, remedy)])
+        raise InputError([Mistake("matrices", f"{rest.max():.3g} off the diagonal", law, remedy)])
     return np.asarray(values.T)
 
 
+@plain_numbers
 def residual_lr_bound(target: ArrayLike, depth: ArrayLike) -> Array:
     """Learning rate up to which descent from identity layers converges, for a symmetric target.
 
@@ -275,8 +292,10 @@ def residual_lr_bound(target: ArrayLike, depth: ArrayLike) -> Array:
     Raises:
         InputError: if `target` is not symmetric or the shapes do not broadcast.
     """
-    values = np.linalg.eigvalsh(symmetric("target", target))
-    return np.asarray(identity_lr_bound(values, layers("depth", depth)[..., None]).min(axis=-1))
+    values = np.asarray(np.linalg.eigvalsh(symmetric("target", target)), dtype=np.float64)
+    counts = layers("depth", depth)
+    leading_axes({"target": values.shape[:-1], "depth": counts.shape})
+    return np.asarray(_lr_bound(values, counts[..., None]).min(axis=-1))
 
 
 def _problem(eigenvalue: ArrayLike, depth: ArrayLike) -> tuple[Array, Array]:

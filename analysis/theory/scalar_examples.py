@@ -10,7 +10,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.theory.arguments import broadcast, checked, finite, positive, step_count
+from analysis.theory.arguments import (
+    broadcast,
+    checked,
+    finite,
+    plain_numbers,
+    positive,
+    step_count,
+)
 
 Array = NDArray[np.float64]
 
@@ -21,6 +28,7 @@ TWO_MINIMA_BARRIER = 1.556133882907315
 # --------------------------------------------------------------------------- example 1
 
 
+@plain_numbers
 def three_halves_step(x: ArrayLike, lr: ArrayLike) -> Array:
     """One step of gradient descent on (2/3) |x|^(3/2): x - lr sign(x) sqrt|x|.
 
@@ -35,6 +43,7 @@ def three_halves_step(x: ArrayLike, lr: ArrayLike) -> Array:
     return x - lr * np.sign(x) * np.sqrt(np.abs(x))
 
 
+@plain_numbers
 def three_halves_cycle(lr: ArrayLike) -> Array:
     """Size lr^2 / 4 of the oscillation that example 1 ends in from almost every start.
 
@@ -77,12 +86,14 @@ def three_halves_starts(lr: ArrayLike, count: int) -> Array:
 # --------------------------------------------------------------------------- example 2
 
 
+@plain_numbers
 def two_minima_loss(x: ArrayLike) -> Array:
     """The function (x^2 + 1) (x - 1)^2 (x - 2)^2 of example 2, minimal at 1 and at 2."""
     x = finite("x", x)
     return (x**2 + 1) * ((x - 1) * (x - 2)) ** 2
 
 
+@plain_numbers
 def two_minima_gradient(x: ArrayLike) -> Array:
     """Derivative of the function of example 2: 2 (x - 1) (x - 2) (3 x^3 - 6 x^2 + 4 x - 3)."""
     return _two_minima_gradient(finite("x", x))
@@ -93,6 +104,7 @@ def _two_minima_gradient(x: Array) -> Array:
     return slope
 
 
+@plain_numbers
 def two_minima_curvature(x: ArrayLike) -> Array:
     """Second derivative of the function of example 2; 4 at x = 1 and 10 at x = 2."""
     x = finite("x", x)
@@ -106,6 +118,7 @@ def two_minima_thresholds() -> tuple[float, float]:
     return float(first), float(second)
 
 
+@plain_numbers
 def two_minima_limit(x: ArrayLike, lr: ArrayLike, steps: int = 3000) -> Array:
     """Where gradient descent on the function of example 2 ends: measured, not a closed form.
 
@@ -137,6 +150,7 @@ def two_minima_limit(x: ArrayLike, lr: ArrayLike, steps: int = 3000) -> Array:
 # --------------------------------------------------------------------------- example 3
 
 
+@plain_numbers
 def even_power_step(x: ArrayLike, lr: ArrayLike, power: ArrayLike) -> Array:
     """One step of gradient descent on x^power: x - lr power x^(power - 1).
 
@@ -152,6 +166,7 @@ def even_power_step(x: ArrayLike, lr: ArrayLike, power: ArrayLike) -> Array:
     return x - lr * power * x ** (power - 1)
 
 
+@plain_numbers
 def even_power_radius(lr: ArrayLike, power: ArrayLike) -> Array:
     """Largest |start| from which gradient descent on x^power converges to 0.
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import eigh
 
+from analysis.theory.arguments import one, plain_numbers, positive, real
 from trainables.domain import InputError, Mistake
 
 Array = NDArray[np.float64]
@@ -20,6 +21,7 @@ MAX_RANK = 64
 _BLOCK = 2_000_000
 
 
+@plain_numbers
 def trace_threshold(lr: ArrayLike, batch_size: int = 1) -> Array:
     """Largest trace of the Hessian that SGD can keep stable: 2 batch_size / lr.
 
@@ -37,11 +39,9 @@ def trace_threshold(lr: ArrayLike, batch_size: int = 1) -> Array:
         InputError: an argument lies outside its domain.
     """
     mistakes = _batch_mistakes(batch_size)
-    rates = np.asarray(lr, dtype=np.float64)
-    if not (np.isfinite(rates) & (rates > 0)).all():
-        mistakes.append(Mistake("lr", lr, "finite and > 0 must hold", "choose such a rate"))
     if mistakes:
         raise InputError(mistakes)
+    rates = positive("lr", lr)
     return np.asarray(2 * batch_size / rates)
 
 
@@ -81,11 +81,7 @@ class SGDStability:
 
     def __post_init__(self) -> None:
         mistakes = _batch_mistakes(self.batch_size)
-        try:
-            data = np.array(self.data, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            law = "a matrix of numbers"
-            raise InputError([Mistake("data", self.data, law, "one sample a row")]) from error
+        data = real("data", self.data).copy()
         if data.ndim != 2 or not data.size:
             law = "a matrix with at least one row and one column"
             mistakes.append(Mistake("data", data.shape, law, "one sample a row"))
@@ -161,10 +157,9 @@ class SGDStability:
         Raises:
             InputError: lr is not positive, or as for `critical_lr`.
         """
-        if not (np.isfinite(lr) and lr > 0):
-            raise InputError([Mistake("lr", lr, "finite and > 0 must hold", "choose such a rate")])
+        rate = one("lr", positive("lr", lr))
         mean, bracket = self._forms
-        return _top(np.diag(1 - 2 * lr * mean) + lr**2 * bracket)
+        return _top(np.diag(1 - 2 * rate * mean) + rate**2 * bracket)
 
     @cached_property
     def _axes(self) -> tuple[Array, Array]:

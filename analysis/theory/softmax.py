@@ -10,7 +10,7 @@ from trainables.domain import InputError, Mistake, nearest
 PRECISION = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53}
 
 
-def softmax_collapse_gap(dtype: str) -> float:
+def softmax_collapse_gap(dtype: object) -> float:
     """Gap p ln 2 by which the top logit must lead for the softmax to round to certainty.
 
     With the largest logit m, the softmax and the cross-entropy divide by sum exp(z - m) = 1 + tail.
@@ -22,7 +22,8 @@ def softmax_collapse_gap(dtype: str) -> float:
     earlier where the terms are added to the 1 one at a time.
 
     Args:
-        dtype: `float16`, `bfloat16`, `float32` or `float64`.
+        dtype: `float16`, `bfloat16`, `float32` or `float64`; also a dtype of torch or numpy, as
+            `torch.float32`.
 
     Returns:
         The gap in units of the logits: 7.625, 5.545, 16.636 or 36.737.
@@ -30,8 +31,9 @@ def softmax_collapse_gap(dtype: str) -> float:
     Raises:
         InputError: the format is unknown.
     """
-    if dtype not in PRECISION:
-        guess = nearest(str(dtype), tuple(PRECISION))
+    name = str(getattr(dtype, "__name__", dtype)).removeprefix("torch.")
+    if name not in PRECISION:
+        guess = nearest(name, tuple(PRECISION))
         remedy = f"did you mean {guess}?" if guess else f"use one of {', '.join(PRECISION)}"
         raise InputError([Mistake("dtype", dtype, "no such floating-point format", remedy)])
-    return PRECISION[dtype] * math.log(2)
+    return PRECISION[name] * math.log(2)

@@ -9,12 +9,21 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.theory.arguments import broadcast, finite, positive, step_count
+from analysis.theory.arguments import (
+    broadcast,
+    finite,
+    leading_axes,
+    one,
+    plain_numbers,
+    positive,
+    step_count,
+)
 from trainables.domain import InputError, Mistake
 
 Array = NDArray[np.float64]
 
 
+@plain_numbers
 def relu_output_bound(lr: ArrayLike, factor: ArrayLike = 0.5) -> Array:
     """Largest max_i ||x_i|| ||f_hat(x_i)|| of a network that gradient descent has converged to.
 
@@ -39,6 +48,7 @@ def relu_output_bound(lr: ArrayLike, factor: ArrayLike = 0.5) -> Array:
     return bound
 
 
+@plain_numbers
 def relu_lr_bound(x: ArrayLike, outputs: ArrayLike, factor: ArrayLike = 0.5) -> Array:
     """Largest learning rate at which gradient descent can converge to a network's outputs.
 
@@ -122,8 +132,16 @@ def relu_descent(
         law = f"must end in ({len(x)}, {w.shape[-2]}): one row for each input"
         raise InputError([Mistake("targets.shape", targets.shape, law, "check the axes")])
     rate = positive("lr", lr)[..., None, None]
-    _fit(targets.shape[:-2], rate.shape[:-2], w.shape[:-2], v.shape[:-2], b.shape[:-1])
-    scale = 2 * float(positive("factor", factor))
+    leading_axes(
+        {
+            "targets": targets.shape[:-2],
+            "w": w.shape[:-2],
+            "v": v.shape[:-2],
+            "b": b.shape[:-1],
+            "lr": rate.shape[:-2],
+        }
+    )
+    scale = 2 * one("factor", positive("factor", factor))
     with np.errstate(over="ignore", invalid="ignore"):
         for _ in range(step_count("steps", steps)):
             before = x @ np.swapaxes(v, -1, -2) - b[..., None, :]
@@ -153,16 +171,6 @@ def _network(
     if units == 0 or w.ndim < 2 or w.shape[-1] != units or v.shape[-2:] != (units, x.shape[1]):
         shapes = {"x": x.shape, "w": w.shape, "v": v.shape, "b": b.shape}
         law = "must be (N, n), (..., m, r), (..., r, n) and (..., r)"
-        raise InputError([Mistake("shapes", shapes, law, "check the axes")])
-    _fit(w.shape[:-2], v.shape[:-2], b.shape[:-1])
+        raise InputError([Mistake("x, w, v, b", shapes, law, "check the axes")])
+    leading_axes({"w": w.shape[:-2], "v": v.shape[:-2], "b": b.shape[:-1]})
     return x, w, v, b
-
-
-def _fit(*leading: tuple[int, ...]) -> None:
-    """Refuses leading axes that do not broadcast."""
-    try:
-        np.broadcast_shapes(*leading)
-    except ValueError as error:
-        law = "leading axes must broadcast"
-        mistake = Mistake("leading axes", leading, law, "add axes of length 1 where needed")
-        raise InputError([mistake]) from error

@@ -2,34 +2,48 @@
 
 Every estimator says what it found, how far off that may be, and how many gradient evaluations it
 cost; it never costs more than its budget.
+
+All are computed in float64. Of a network, inputs or targets in a lower precision, copies in float64
+are taken, so the result is that of `module.double()`; float32 would not do, since its rounding
+errors hide what Lanczos and differences look for, and the whole budget would go. The network itself
+is left as it is: parameters, `.grad`, buffers and torch's random numbers.
+
+A network in training mode is measured in training mode: batch normalisation takes the statistics of
+the inputs, and dropout one mask, drawn from `seed`, the same for all products. Call `.eval()` first
+for the deterministic network.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from trainables.domain import InputError, Mistake
+from trainables.dynamics.float64_loss import Loss, problem_mistakes, refuse, trained_parameters
 from trainables.dynamics.hessian_products import (
     PRICE,
     ROUNDOFF,
     Array,
     Curvature,
-    Loss,
     Products,
-    trained_parameters,
     unit_vector,
 )
 from trainables.dynamics.lanczos import Lanczos
+from trainables.dynamics.parameter_row import parameter_row
 
 #: Length of the random numbers that a start is mixed with, over the length of the start.
 NOISE = 0.1
+
+NUMBER = (int, float, np.integer, np.floating)
+
+#: A row of numbers for all trained parameters, or a list of tensors shaped like them.
+Row = Array | Tensor | Sequence[Tensor]
 
 #: Probability that the error of `sharpness` bounds the truth, where the caller names none.
 CONFIDENCE = 0.999
@@ -62,13 +76,13 @@ def sharpness(
     loss: Loss,
     inputs: Tensor,
     targets: Tensor,
-    scaling: Array | None = None,
+    scaling: Row | None = None,
     decay: float = 0.0,
     *,
     rtol: float = 1e-3,
     confidence: float | None = CONFIDENCE,
     budget: int = 128,
-    start: Array | Literal["random", "gradient"] = "random",
+    start: Row | Literal["random", "gradient"] = "random",
     seed: int = 0,
     products: Products = "exact",
 ) -> Estimate:
@@ -89,12 +103,13 @@ def sharpness(
     So `error <= rtol * abs(value)` says that the tolerance was reached.
 
     Args:
-        module: the network at the parameters in question, float64.
+        module: the network at the parameters in question.
         loss: mean loss of (outputs, targets), without weight decay.
         inputs: all inputs.
         targets: all targets.
-        scaling: diagonal of D, (parameters,); None for the identity. P^(-1/2) gives the
-            preconditioned sharpness of Adam (Cohen et al. 2022).
+        scaling: diagonal of D, (parameters,), or a list of tensors shaped like the parameters; None
+            for the identity. P^(-1/2) gives the preconditioned sharpness of Adam (Cohen et al.
+            2022).
         decay: coupled weight decay that the preconditioner scales too; 0 elsewhere.
         rtol: stop where the error is at most this share of the value.
         confidence: probability that the error bounds the truth; None for the residual.
@@ -103,7 +118,7 @@ def sharpness(
             along it; or a direction, (parameters,), in the coordinates of D H D, such as the
             `vector` of an earlier estimate. Random numbers of a tenth of its length are added to
             either, so that a direction without the top eigenvector cannot hide it for good.
-        seed: of the random numbers. The same seed gives the same bits.
+        seed: of the random numbers, dropout's included. The same seed gives the same bits.
         products: `exact`, or `difference` for a difference of two gradients, which costs one
             gradient. That is only for losses with two smooth derivatives: each kink of a ReLU or an
             absolute error that lies between the two points adds curvature that is not there.
@@ -115,19 +130,24 @@ def sharpness(
         InputError: an argument breaks its law.
         StabmapError: curvlinops is not installed.
     """
-    parameters = trained_parameters(module)
-    size = sum(p.numel() for p in parameters)
-    _refuse(
-        *_product_mistakes(products, parameters, budget, least=1),
-        *_vector_mistakes("scaling", scaling, size),
-        *_start_mistakes(start, size),
-        *_range_mistakes(rtol, confidence),
+    refuse(problem_mistakes(module, loss, inputs, targets))
+    scale, scaling_mistakes = _row("scaling", scaling, module)
+    hint, start_mistakes = _direction("start", start, module, ("random", "gradient"))
+    refuse(
+        [
+            *_product_mistakes(products, budget, least=1),
+            *scaling_mistakes,
+            *start_mistakes,
+            *_range_mistakes(rtol, confidence, decay),
+            *_seed_mistakes(seed),
+        ]
     )
-    curvature = Curvature(module, loss, inputs, targets, products, scaling, decay)
-    first = noise = np.random.default_rng(seed).standard_normal(size)
-    if not isinstance(start, str) or start == "gradient":
-        known = curvature.gradient if isinstance(start, str) else start
-        first = noise + float(np.linalg.norm(noise)) / NOISE * unit_vector(known)
+    curvature = Curvature(module, loss, inputs, targets, products, scale, decay, seed)
+    first = noise = np.random.default_rng(seed).standard_normal(curvature.size)
+    if isinstance(start, str) and start == "gradient":
+        hint = curvature.gradient
+    if hint is not None:
+        first = noise + float(np.linalg.norm(noise)) / NOISE * unit_vector(hint)
     lanczos = Lanczos(first)
     # A normal number exceeds this in size with the probability asked for; the known part of the
     # start only helps.
@@ -169,12 +189,12 @@ def hessian_trace(
     diagonal itself is added up. All of the budget is spent, but for what would not make a product.
 
     Args:
-        module: the network at the parameters in question, float64.
+        module: the network at the parameters in question.
         loss: mean loss of (outputs, targets).
         inputs: all inputs.
         targets: all targets.
         budget: gradient evaluations that may be spent, at least 1 + four products.
-        seed: of the random numbers. The same seed gives the same bits.
+        seed: as for `sharpness`.
         products: as for `sharpness`.
 
     Returns:
@@ -184,9 +204,9 @@ def hessian_trace(
         InputError: an argument breaks its law.
         StabmapError: curvlinops is not installed.
     """
-    parameters = trained_parameters(module)
-    _refuse(*_product_mistakes(products, parameters, budget, least=4))
-    curvature = Curvature(module, loss, inputs, targets, products)
+    refuse(problem_mistakes(module, loss, inputs, targets))
+    refuse([*_product_mistakes(products, budget, least=4), *_seed_mistakes(seed)])
+    curvature = Curvature(module, loss, inputs, targets, products, seed=seed)
     count = (budget - 1) // PRICE[products]
     if curvature.size <= count:
         trace = float(sum(curvature.product(unit) @ unit for unit in np.eye(curvature.size)))
@@ -218,8 +238,9 @@ def directional_sharpness(
     loss: Loss,
     inputs: Tensor,
     targets: Tensor,
-    direction: Array,
+    direction: Row,
     *,
+    seed: int = 0,
     products: Products = "exact",
 ) -> Estimate:
     """Curvature along a direction, d^T H d / d^T d, for one product.
@@ -228,11 +249,13 @@ def directional_sharpness(
     falls by lr ||g||^2 (1 - lr s / 2), so a step descends where lr s < 2.
 
     Args:
-        module: the network at the parameters in question, float64.
+        module: the network at the parameters in question.
         loss: mean loss of (outputs, targets).
         inputs: all inputs, or those of a batch.
         targets: their targets.
-        direction: (parameters,), in the order of `module.parameters()`: a gradient, an update.
+        direction: a gradient, an update: an array or tensor, (parameters,), in the order of
+            `module.parameters()`, or a list of tensors shaped like these.
+        seed: of dropout's random numbers.
         products: as for `sharpness`.
 
     Returns:
@@ -240,16 +263,17 @@ def directional_sharpness(
         error; with `difference` the step adds about 1e-8 of the third derivative to it.
 
     Raises:
-        InputError: the direction is zero, not finite or of the wrong shape.
+        InputError: an argument breaks its law: the direction is zero, not finite or of the wrong
+            shape, the network takes no such inputs, the loss is not one number.
         StabmapError: curvlinops is not installed.
     """
-    parameters = trained_parameters(module)
-    _refuse(
-        *_product_mistakes(products, parameters, 1 + PRICE.get(products, 0), least=1),
-        *_start_mistakes(direction, sum(p.numel() for p in parameters), "direction"),
-    )
-    curvature = Curvature(module, loss, inputs, targets, products)
-    unit = unit_vector(direction)
+    refuse(problem_mistakes(module, loss, inputs, targets))
+    row, mistakes = _direction("direction", direction, module)
+    enough = 1 + max(PRICE.values())
+    refuse([*_product_mistakes(products, enough, least=1), *mistakes, *_seed_mistakes(seed)])
+    assert row is not None
+    curvature = Curvature(module, loss, inputs, targets, products, seed=seed)
+    unit = unit_vector(row)
     image = curvature.product(unit)
     if not np.isfinite(image).all():
         return _unknown(curvature)
@@ -266,55 +290,56 @@ def _unknown(curvature: Curvature) -> Estimate:
 # --------------------------------------------------------------------------- laws
 
 
-def _refuse(*mistakes: Mistake) -> None:
-    if mistakes:
-        raise InputError(mistakes)
-
-
-def _product_mistakes(
-    products: str, parameters: list[nn.Parameter], budget: int, least: int
-) -> list[Mistake]:
+def _product_mistakes(products: str, budget: int, least: int) -> list[Mistake]:
     if products not in PRICE:
         law = "must be one of exact, difference"
         return [Mistake("products", products, law, "choose one")]
-    mistakes = []
-    if products == "difference" and any(p.dtype != torch.float64 for p in parameters):
-        kinds = ", ".join(sorted({str(p.dtype) for p in parameters}))
-        law = "a difference of gradients needs float64 parameters"
-        mistakes.append(Mistake("module", kinds, law, "convert the module with .double()"))
     price = PRICE["exact" if products == "exact" else "difference"]
-    if not budget >= 1 + least * price:
+    if not isinstance(budget, NUMBER) or not budget >= 1 + least * price:
         what = "one product" if least == 1 else f"{least} products"
         law = f"the gradient and {what} cost {1 + least * price} gradient evaluations"
-        mistakes.append(Mistake("budget", budget, law, "raise it"))
-    return mistakes
+        return [Mistake("budget", budget, law, "raise it")]
+    return []
 
 
-def _vector_mistakes(name: str, vector: Array | None, size: int) -> list[Mistake]:
-    if vector is None or np.shape(vector) == (size,):
-        return []
-    law = f"one number for each of the {size} trained parameters, in one row"
-    return [Mistake(name, np.shape(vector), law, f"give an array of shape ({size},)")]
+def _row(name: str, value: Any, module: nn.Module) -> tuple[Array | None, list[Mistake]]:
+    """The value as (parameters,), and what is wrong with it."""
+    try:
+        return (
+            None if value is None else parameter_row(name, value, trained_parameters(module))
+        ), []
+    except InputError as error:
+        return None, list(error.mistakes)
 
 
-def _start_mistakes(start: Array | str, size: int, name: str = "start") -> list[Mistake]:
-    if isinstance(start, str):
-        words = ("random", "gradient") if name == "start" else ()
+def _direction(
+    name: str, value: Any, module: nn.Module, words: tuple[str, ...] = ()
+) -> tuple[Array | None, list[Mistake]]:
+    """The same for a direction, which words may stand for."""
+    if isinstance(value, str) or value is None:
         law = f"must be {', '.join(words)}{' or ' if words else ''}an array"
-        known = start in words
-        return [] if known else [Mistake(name, start, law, "choose one")]
-    mistakes = _vector_mistakes(name, start, size)
-    if not mistakes and (not np.isfinite(start).all() or not np.any(start)):
-        what = "0" if np.isfinite(start).all() else "not finite"
+        return None, [] if value in words else [Mistake(name, value, law, "choose one")]
+    row, mistakes = _row(name, value, module)
+    if row is not None and (not np.isfinite(row).all() or not np.any(row)):
+        what = "0" if np.isfinite(row).all() else "not finite"
         mistakes = [Mistake(name, what, "a direction must be finite and not 0", "give another")]
-    return mistakes
+    return row, mistakes
 
 
-def _range_mistakes(rtol: float, confidence: float | None) -> list[Mistake]:
+def _range_mistakes(rtol: Any, confidence: Any, decay: Any) -> list[Mistake]:
     mistakes = []
-    if not rtol > 0:
+    if not isinstance(rtol, NUMBER) or not rtol > 0:
         mistakes.append(Mistake("rtol", rtol, "must be > 0", "give a share such as 0.01"))
-    if confidence is not None and not 0 < confidence < 1:
+    if confidence is not None and not (isinstance(confidence, NUMBER) and 0 < confidence < 1):
         law = "a probability, 0 < confidence < 1, or None"
         mistakes.append(Mistake("confidence", confidence, law, "give a number such as 0.99"))
+    if not isinstance(decay, NUMBER) or not math.isfinite(decay):
+        mistakes.append(Mistake("decay", decay, "must be a finite number", "give 0 for none"))
     return mistakes
+
+
+def _seed_mistakes(seed: Any) -> list[Mistake]:
+    whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+    if whole and 0 <= seed < 2**63:
+        return []
+    return [Mistake("seed", seed, "must be a whole number from 0 to 2^63 - 1", "give 0")]

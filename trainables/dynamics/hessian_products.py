@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from trainables.domain import StabmapError
+from trainables.dynamics.float64_loss import Float64Loss, Loss
 
 Array = NDArray[np.float64]
-Loss = Callable[[Tensor, Tensor], Tensor]
 Products = Literal["exact", "difference"]
 
 #: Gradient evaluations that one Hessian-vector product counts for. An exact one is a backward pass
@@ -39,13 +38,15 @@ class Curvature:
         products: Products,
         scaling: Array | None = None,
         decay: float = 0.0,
+        seed: int = 0,
     ) -> None:
-        self.size = sum(p.numel() for p in trained_parameters(module))
+        objective = Float64Loss(module, loss, inputs, targets, seed)
+        self.size = sum(p.numel() for p in objective.parameters)
         self.scale = scaling
         self.decay = decay
         self.price = PRICE[products]
         make = _kept_graph if products == "exact" else _differences
-        gradient, self._hessian, self.step = make(module, loss, inputs, targets)
+        gradient, self._hessian, self.step = make(objective)
         self.gradient = self._scaled(gradient)
         self.spent = 1
 
@@ -63,7 +64,7 @@ class Curvature:
 _Made = tuple[Array, Callable[[Array], Array], float]
 
 
-def _kept_graph(module: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) -> _Made:
+def _kept_graph(objective: Float64Loss) -> _Made:
     """Gradient, and exact products through its graph, which is built once.
 
     curvlinops' own product builds the graph anew for each vector and pushes the vector forward
@@ -77,9 +78,9 @@ def _kept_graph(module: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) 
             "sharpness: false and live without the sharpness criterion"
         ) from error
 
-    parameters = trained_parameters(module)
+    parameters = objective.parameters
     gradients = torch.autograd.grad(
-        loss(module(inputs), targets), parameters, create_graph=True, materialize_grads=True
+        objective(parameters), parameters, create_graph=True, materialize_grads=True
     )
     # A gradient that does not depend on the parameters has no graph, and no curvature.
     curved = [i for i, gradient in enumerate(gradients) if gradient.requires_grad]
@@ -100,16 +101,23 @@ def _kept_graph(module: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) 
             ]
             return [torch.stack(parts, -1) for parts in zip(*columns, strict=True)]
 
+    # Network and loss are in the graph already, so the operator needs none of either.
+    data = [(objective.inputs, objective.targets)]
     operator = KeptGraph(
-        module, _Mean(loss), parameters, [(inputs, targets)], check_deterministic=False
+        None,
+        _Mean(),
+        parameters,
+        data,
+        check_deterministic=False,
+        num_data=1,
+        batch_size_fn=lambda _: 1,
     ).to_scipy()
     return _row(gradients), lambda vector: np.asarray(operator @ vector), 0.0
 
 
-def _differences(module: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) -> _Made:
+def _differences(objective: Float64Loss) -> _Made:
     """Gradient, and products as the difference of two gradients a small step apart."""
-    names = [name for name, p in module.named_parameters() if p.requires_grad]
-    here = [p.detach() for p in trained_parameters(module)]
+    here = [p.detach() for p in objective.parameters]
     sizes = [p.numel() for p in here]
 
     def gradient(shift: Array) -> Array:
@@ -118,9 +126,7 @@ def _differences(module: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor)
             (p + part.view_as(p).to(p.device)).requires_grad_()
             for p, part in zip(here, parts, strict=True)
         ]
-        outputs = functional_call(module, dict(zip(names, moved, strict=True)), (inputs,))
-        value = loss(outputs, targets)
-        return _row(torch.autograd.grad(value, moved, materialize_grads=True))
+        return _row(torch.autograd.grad(objective(moved), moved, materialize_grads=True))
 
     base = gradient(np.zeros(sum(sizes)))
     # The square root of the roundoff balances rounding against the third derivative.
@@ -137,22 +143,10 @@ def _differences(module: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor)
     return base, product, length
 
 
-class _Mean(nn.Module):
-    """A loss as curvlinops wants it: a callable that says how it reduces."""
+class _Mean:
+    """What curvlinops asks a loss: how it reduces."""
 
     reduction = "mean"
-
-    def __init__(self, value: Loss) -> None:
-        super().__init__()
-        self.value = value
-
-    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return self.value(outputs, targets)
-
-
-def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """Parameters that the Hessian is taken by."""
-    return [p for p in module.parameters() if p.requires_grad]
 
 
 def _row(tensors: Any) -> Array:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from trainables.domain import TORCH_OPTIMISER, InputError, Mistake, Point, Training
 from trainables.dynamics.optimisers import Optimiser, Slots
-from trainables.dynamics.torch_rule import TorchRule
+from trainables.dynamics.torch_rule import TorchRule, optimiser_arguments
 from trainables.tasks import Task
 
 
@@ -41,13 +39,24 @@ class TorchOptimiser(Optimiser):
     def rule(self) -> TorchRule:
         """The optimiser as a pure function."""
         name = self.name.removeprefix(TORCH_OPTIMISER)
+        known = optimiser_arguments(name)
+        mistakes = list(self._unknown_arguments(known)) if known else []
+        if mistakes:
+            raise InputError(mistakes)
         options: dict[str, Any] = {"lr": self.lr}
         # AdamW and others decay unless they are told not to.
-        if self.weight_decay or "weight_decay" in _arguments(name):
+        if "weight_decay" in known:
             options["weight_decay"] = self.weight_decay
         if self.given_momentum is not None:
             options["momentum"] = self.given_momentum
         return TorchRule(name, options, self.k)
+
+    def _unknown_arguments(self, known: Sequence[str]) -> Iterable[Mistake]:
+        law = f"{self.name} takes no argument "
+        if self.given_momentum is not None and "momentum" not in known:
+            yield Mistake("momentum", self.given_momentum, law + "momentum", "leave it out")
+        if self.weight_decay and "weight_decay" not in known:
+            yield Mistake("weight_decay", self.weight_decay, law + "weight_decay", "set it to 0")
 
     @property
     def splits(self) -> bool:
@@ -104,11 +113,11 @@ def optimiser_mistakes(task: Task, training: Training, point: Point) -> list[Mis
     return []
 
 
-def _arguments(name: str) -> Sequence[str]:
-    found = getattr(torch.optim, name, None)
-    return tuple(inspect.signature(found).parameters) if found is not None else ()
-
-
 def _renamed(name: str, error: InputError) -> InputError:
-    """The same mistakes under the field that the user wrote."""
-    return InputError([Mistake("optimiser", name, m.law, m.remedy) for m in error.mistakes])
+    """What torch refuses, under the field that the user wrote."""
+    return InputError(
+        [
+            Mistake("optimiser", name, m.law, m.remedy) if m.field in ("name", "options") else m
+            for m in error.mistakes
+        ]
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,7 +102,7 @@ class TorchRule:
         return optimiser
 
     def _name_mistakes(self) -> Iterable[Mistake]:
-        known = [name for name in dir(torch.optim) if _is_optimiser(getattr(torch.optim, name))]
+        known = [name for name in dir(torch.optim) if optimiser_arguments(name)]
         if self.name not in known:
             guess = nearest(str(self.name), known)
             remedy = f"did you mean {guess}?" if guess else f"use one of {', '.join(known)}"
@@ -117,5 +118,12 @@ def _slots(optimiser: PerturbedK) -> dict[str, Tensor]:
     return dict(sorted(optimiser.state[parameter].items()))
 
 
-def _is_optimiser(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Optimizer) and kind is not Optimizer
+def optimiser_arguments(name: str) -> tuple[str, ...]:
+    """Names that an optimiser of `torch.optim` takes; none where there is no such optimiser.
+
+    `torch.optim` holds other things too, such as the module `lr_scheduler`.
+    """
+    kind = getattr(torch.optim, name, None)
+    if not isinstance(kind, type) or not issubclass(kind, Optimizer) or kind is Optimizer:
+        return ()
+    return tuple(inspect.signature(kind).parameters)
