@@ -1,36 +1,53 @@
-"""A Gaussian process whose length scales may lie oblique to the axes.
+"""A Gaussian process that classifies points, with length scales oblique to the axes.
 
-Boundaries of training run oblique in log coordinates (lr x weight decay = 2 is a slanted line), and
-a process with a length an axis, as libraries offer, spends its points on re-learning that slope
-everywhere. Here the distance between points is ||(x - x') L|| with a full lower-triangular L.
+What is learned is a sign: on which side of a boundary a training falls. A margin jumps at its
+boundary (a training that amplifies at all soon saturates, one that explodes does so by powers of
+ten), so a process through the margins' sizes would misplace it. A process that only has to have the
+right sign may cross 0 as smoothly as the boundary is smooth, and follows it between points.
+
+Boundaries run oblique in logarithmic coordinates (lr x weight decay = 2 is a slanted line). Hence
+the distance between points is ||(x - x') L|| with a full lower-triangular L, and a plane of a
+variance of its own under the process: boundaries are planes to a first approximation. A third part
+of a short length makes room for boundaries that are rough at every scale, as fractal ones are:
+without it the process is too sure between their points.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.linalg import cho_solve, solve_triangular
 from scipy.optimize import minimize
+
+from analysis.expectation_propagation import Sites, propagate
 
 Array = NDArray[np.float64]
 
-#: Variances of the constant and of each slope of the plane under the process.
-PLANE = 4.0
 JITTER = 1e-6
-#: Mean and standard deviation of the normal priors on the logarithms of the diagonal of L, of the
-#: variance and of the noise variance, and on the entries of L below its diagonal.
+#: Mean and standard deviation of the normal priors on the logarithms of the diagonal of L, on the
+#: entries of L below it, and on the logarithms of both variances. Wide: the unit of the latent
+#: function is the width of the zone where labels are mixed, which is narrow.
 DIAGONAL = (np.log(2.5), 0.8)
 BELOW = (0.0, 3.0)
-VARIANCE = (0.0, 1.0)
-NOISE = (np.log(0.2), 0.8)
-#: Least noise variance, for values of +-1.5. The values are signs, which jump at a boundary, where
-#: the process is smooth: with less noise it places the jump between two points with far too much
-#: confidence (benchmarks/map_calibration.py prints expected against true error).
-SMALLEST_NOISE = 0.15
-ITERATIONS = 60
+VARIANCE = (np.log(30.0), 1.5)
+PLANE = (7.0, 3.0)
+ROUGHNESS = (0.0, 2.0)
+BOUNDS_DIAGONAL = (-2.5, 4.0)
+BOUNDS_BELOW = (-30.0, 30.0)
+BOUNDS_VARIANCE = (-2.0, 8.0)
+BOUNDS_PLANE = (-2.0, 10.0)
+BOUNDS_ROUGHNESS = (-7.0, 8.0)
+#: Length of the rough part, in the units of the inputs.
+ROUGH_LENGTH = 0.05
+ITERATIONS = 25
+#: Logarithms of variances to which a start is softened: an objective of labels is flat where the
+#: process is far too sure of some of them.
+SOFT = (3.0, 5.0, 3.0)
 
 
 @dataclass(frozen=True)
@@ -38,109 +55,208 @@ class Hyperparameters:
     """What is fitted.
 
     Args:
-        metric: L, lower triangular, (d, d); its diagonal holds inverse lengths.
+        metric: L, lower triangular, (d, d); its diagonal holds inverse lengths. Columns that
+            indicate a category have entries on the diagonal alone.
         variance: of the Matern 3/2 part.
-        noise: variance of the observations about the process.
+        plane: variance of the constant and of each slope of the plane.
+        roughness: variance of a Matern 1/2 part of length ROUGH_LENGTH, equal in all directions.
     """
 
     metric: Array
     variance: float
-    noise: float
+    plane: float
+    roughness: float
+
+    def covariance(self, first: Array, second: Array) -> Array:
+        """(n, m) prior covariances between (n, d) and (m, d) inputs."""
+        scaled = _scaled_distance(first @ self.metric, second @ self.metric)
+        matern: Array = self.variance * (1 + scaled) * np.exp(-scaled)
+        smooth = matern + self.plane * (1 + first @ second.T)
+        return smooth + self.roughness * _rough(first, second)
+
+    def prior_variance(self, x: Array) -> Array:
+        """(n,) prior variances at (n, d) inputs."""
+        plane: Array = self.plane * (1 + (x**2).sum(1))
+        return self.variance + self.roughness + plane
 
 
-class GaussianProcess:
-    """Matern 3/2 with a full metric, plus a constant and a plane, plus noise.
+def _distance(one: Array, two: Array) -> Array:
+    square = (one**2).sum(1)[:, None] + (two**2).sum(1)[None, :] - 2 * one @ two.T
+    distance: Array = np.sqrt(np.maximum(square, 0))
+    return distance
 
-    The hyperparameters are the most probable ones (L-BFGS from several fixed starts, so that the
-    same data give the same process).
+
+def _scaled_distance(one: Array, two: Array) -> Array:
+    scaled: Array = np.sqrt(3) * _distance(one, two)
+    return scaled
+
+
+def _rough(one: Array, two: Array) -> Array:
+    decay: Array = np.exp(-_distance(one, two) / ROUGH_LENGTH)
+    return decay
+
+
+class Classifier:
+    """The process given labels at points.
 
     Args:
         x: inputs, (n, d), of order one and centred near 0.
-        y: values, (n,).
-        hyperparameters: given ones instead of fitted ones.
+        labels: +1 or -1 at each, (n,).
+        hyperparameters: from `fit`, or chosen.
+        start: precisions and shifts of the sites of the first points, from an earlier process.
     """
 
-    def __init__(self, x: Array, y: Array, hyperparameters: Hyperparameters | None = None) -> None:
+    def __init__(
+        self,
+        x: Array,
+        labels: Array,
+        hyperparameters: Hyperparameters,
+        start: tuple[Array, Array] | None = None,
+    ) -> None:
+        self.hyperparameters = hyperparameters
         self._x = np.asarray(x, dtype=np.float64)
-        self.hyperparameters = hyperparameters or fit(self._x, y)
-        covariance = _covariance(self._x, self._x, self.hyperparameters)
-        covariance[np.diag_indices(len(x))] += self.hyperparameters.noise + JITTER
-        self._factor = cho_factor(covariance, lower=True)
-        self._weights = cho_solve(self._factor, y)
+        covariance = _jittered(hyperparameters.covariance(self._x, self._x))
+        self.sites = propagate(covariance, labels, start)
+        self._weights = _weights(self.sites, covariance)
+
+    def half(self, x: Array) -> tuple[Array, Array]:
+        """Means at (m, d) inputs, and the (n, m) matrix H with covariance = prior - H' H there."""
+        cross = self.hyperparameters.covariance(self._x, x)
+        half = solve_triangular(
+            self.sites.factor, self.sites.root[:, None] * cross, lower=True, check_finite=False
+        )
+        return cross.T @ self._weights, half
 
     def predict(self, x: Array) -> tuple[Array, Array]:
-        """Mean and standard deviation, noise included, of a value at (m, d) inputs."""
-        cross = _covariance(x, self._x, self.hyperparameters)
-        mean = cross @ self._weights
-        half = solve_triangular(self._factor[0], cross.T, lower=True)
-        prior = self.hyperparameters.variance + PLANE * (1 + (x**2).sum(1))
-        variance = np.maximum(prior - (half**2).sum(0), 0.0)
-        return mean, np.sqrt(variance + self.hyperparameters.noise)
+        """Mean and variance of the latent function at (m, d) inputs."""
+        mean, half = self.half(x)
+        prior = self.hyperparameters.prior_variance(x)
+        return mean, np.maximum(prior - (half**2).sum(0), JITTER)
 
 
-def _covariance(first: Array, second: Array, at: Hyperparameters) -> Array:
-    one, two = first @ at.metric, second @ at.metric
-    square = (one**2).sum(1)[:, None] + (two**2).sum(1)[None, :] - 2 * one @ two.T
-    scaled = np.sqrt(3 * np.maximum(square, 0))
-    matern: Array = at.variance * (1 + scaled) * np.exp(-scaled)
-    return matern + PLANE * (1 + first @ second.T)
+def _jittered(covariance: Array) -> Array:
+    covariance[np.diag_indices(len(covariance))] *= 1 + JITTER
+    return covariance
 
 
-def fit(x: Array, y: Array) -> Hyperparameters:
-    """The most probable hyperparameters of (n, d) inputs and (n,) values."""
-    d = x.shape[1]
-    lower = np.tril_indices(d, -1)
-    best, least = None, np.inf
-    for slope, length in product((0.0, 3.0, -3.0) if d > 1 else (0.0,), (2.5, 6.0)):
-        start = np.concatenate(
-            [np.full(d, np.log(length)), np.full(len(lower[0]), slope), [VARIANCE[0], NOISE[0]]]
+def _weights(sites: Sites, covariance: Array) -> Array:
+    """(K + site variances)^-1 times the site means, without dividing by a precision."""
+    pulled = sites.root * (covariance @ sites.shift)
+    weights: Array = sites.shift - sites.root * cho_solve((sites.factor, True), pulled)
+    return weights
+
+
+def fit(
+    x: Array, labels: Array, indicators: int = 0, near: Hyperparameters | None = None
+) -> Hyperparameters:
+    """The most probable hyperparameters: a function of its arguments alone.
+
+    The objective has several optima, so it is climbed from several starts.
+
+    Args:
+        x: inputs, (n, d), of order one and centred near 0.
+        labels: +1 or -1 at each, (n,).
+        indicators: how many of the last columns indicate categories.
+        near: those of fewer points, to start from; None for fixed starts alone.
+    """
+    size = _Size(x.shape[1], indicators)
+    if abs(labels.sum()) == len(labels):  # one sign alone says nothing about lengths
+        return size.unpack(size.means())
+    starts = list(size.starts())
+    if near is not None:
+        raw = size.pack(near)
+        starts = [raw, np.concatenate([raw[: -len(SOFT)], SOFT]), starts[-1]]
+    found = min((_climb(size, start, x, labels) for start in starts), key=lambda pair: pair[1])
+    return size.unpack(_climb(size, found[0], x, labels)[0])
+
+
+def _climb(size: _Size, start: Array, x: Array, labels: Array) -> tuple[Array, float]:
+    objective = _Objective(size, x, labels)
+    found = minimize(
+        objective, start, jac=True, method="L-BFGS-B", bounds=size.bounds(),
+        options={"maxiter": ITERATIONS},
+    )  # fmt: skip
+    return found.x, float(found.fun)
+
+
+@dataclass(frozen=True)
+class _Size:
+    """How the hyperparameters of d inputs are written as one vector."""
+
+    d: int
+    indicators: int = 0
+
+    @property
+    def below(self) -> tuple[NDArray[np.int_], ...]:
+        """Indices of the free entries of L below its diagonal."""
+        return np.tril_indices(self.d - self.indicators, -1)
+
+    def _repeat(self, diagonal: Any, below: Any, *variances: Any) -> list[Any]:
+        return [diagonal] * self.d + [below] * len(self.below[0]) + list(variances)
+
+    def means(self) -> Array:
+        return np.array([prior[0] for prior in self._priors()])
+
+    def deviations(self) -> Array:
+        return np.array([prior[1] for prior in self._priors()])
+
+    def _priors(self) -> list[tuple[float, float]]:
+        return self._repeat(DIAGONAL, BELOW, VARIANCE, PLANE, ROUGHNESS)
+
+    def bounds(self) -> list[tuple[float, float]]:
+        return self._repeat(
+            BOUNDS_DIAGONAL, BOUNDS_BELOW, BOUNDS_VARIANCE, BOUNDS_PLANE, BOUNDS_ROUGHNESS
         )
-        found = minimize(
-            _objective, start, args=(x, y), jac=True, method="L-BFGS-B",
-            options={"maxiter": ITERATIONS},
-        )  # fmt: skip
-        if found.fun < least:
-            best, least = found.x, found.fun
-    assert best is not None
-    return _unpack(best, d)
+
+    def starts(self) -> Iterable[Array]:
+        """Fixed starts: two lengths, slanted neither way and both ways."""
+        slopes = (0.0, 3.0, -3.0) if len(self.below[0]) else (0.0,)
+        for slope, length in product(slopes, (2.0, 5.0)):
+            heights = VARIANCE[0], PLANE[0], ROUGHNESS[0]
+            yield np.array(self._repeat(np.log(length), slope, *heights))
+
+    def pack(self, at: Hyperparameters) -> Array:
+        heights = np.log([at.variance, at.plane, at.roughness])
+        return np.concatenate([np.log(np.diag(at.metric)), at.metric[self.below], heights])
+
+    def unpack(self, raw: Array) -> Hyperparameters:
+        metric = np.diag(np.exp(raw[: self.d]))
+        metric[self.below] = raw[self.d : -3]
+        return Hyperparameters(metric, *np.exp(raw[-3:]).tolist())
 
 
-def _unpack(raw: Array, d: int) -> Hyperparameters:
-    metric = np.diag(np.exp(np.clip(raw[:d], -4, 4)))
-    metric[np.tril_indices(d, -1)] = raw[d:-2]
-    variance, noise = np.exp(np.clip(raw[-2:], -8, 6))
-    return Hyperparameters(metric, float(variance), SMALLEST_NOISE + float(noise))
-
-
-def _objective(raw: Array, x: Array, y: Array) -> tuple[float, Array]:
+class _Objective:
     """Minus the log posterior of the raw hyperparameters, and its gradient."""
-    n, d = x.shape
-    at = _unpack(raw, d)
-    image = x @ at.metric
-    norms = (image**2).sum(1)
-    square = norms[:, None] + norms[None, :] - 2 * image @ image.T
-    scaled = np.sqrt(3 * np.maximum(square, 0))
-    decay = np.exp(-scaled)
-    matern = at.variance * (1 + scaled) * decay
-    covariance = matern + PLANE * (1 + x @ x.T)
-    covariance[np.diag_indices(n)] += at.noise + JITTER
-    factor = cho_factor(covariance, lower=True)
-    weights = cho_solve(factor, y)
-    value = 0.5 * y @ weights + np.log(np.diag(factor[0])).sum()
-    # d value / d covariance; its trace with d covariance / d parameter is each gradient.
-    slope = 0.5 * (cho_solve(factor, np.eye(n)) - np.outer(weights, weights))
-    # sum_ab w_ab (x_a - x_b)_i (z_a - z_b)_j for symmetric w, without forming the differences.
-    inner = -3 * at.variance * slope * decay
-    by_metric = 2 * (x.T @ (inner.sum(1)[:, None] * image) - x.T @ inner @ image)
-    gradient = np.concatenate(
-        [
-            np.diag(by_metric) * np.diag(at.metric),
-            by_metric[np.tril_indices(d, -1)],
-            [(slope * matern).sum(), (at.noise - SMALLEST_NOISE) * np.trace(slope)],
-        ]
-    )
-    below = d * (d - 1) // 2
-    priors = [DIAGONAL] * d + [BELOW] * below + [VARIANCE, NOISE]
-    means, deviations = np.array(priors).T
-    distance = (raw - means) / deviations
-    return float(value + 0.5 * distance @ distance), gradient + distance / deviations
+
+    def __init__(self, size: _Size, x: Array, labels: Array) -> None:
+        self._size, self._x, self._labels = size, x, labels
+        self._planes, self._rough = 1 + x @ x.T, _rough(x, x)
+        self._start: tuple[Array, Array] | None = None
+
+    def __call__(self, raw: Array) -> tuple[float, Array]:
+        at, x = self._size.unpack(raw), self._x
+        image = x @ at.metric
+        scaled = _scaled_distance(image, image)
+        decay = np.exp(-scaled)
+        matern, plane = at.variance * (1 + scaled) * decay, at.plane * self._planes
+        rough = at.roughness * self._rough
+        covariance = _jittered(matern + plane + rough)
+        sites = propagate(covariance, self._labels, self._start)
+        self._start = sites.precision, sites.shift
+        # d value / d covariance: its trace with d covariance / d parameter is each gradient.
+        root, weights = sites.root, _weights(sites, covariance)
+        slope = root[:, None] * cho_solve((sites.factor, True), np.diag(root))
+        slope = 0.5 * (slope - np.outer(weights, weights))
+        # sum_ab w_ab (x_a - x_b)_i (z_a - z_b)_j for symmetric w, without forming the differences.
+        inner = -3 * at.variance * slope * decay
+        by_metric = 2 * (x.T @ (inner.sum(1)[:, None] * image) - x.T @ inner @ image)
+        gradient = np.concatenate(
+            [
+                np.diag(by_metric) * np.diag(at.metric),
+                by_metric[self._size.below],
+                [(slope * matern).sum(), (slope * plane).sum(), (slope * rough).sum()],
+            ]
+        )
+        distance = (raw - self._size.means()) / self._size.deviations()
+        value = 0.5 * distance @ distance - sites.log_evidence
+        return float(value), gradient + distance / self._size.deviations()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from analysis.map import MAP_FILE, StabilityMap
 from trainables.domain import InputError, Mistake, StabmapError, UnreachableError
 
-#: Artifact folder of the parent run that holds the map.
+#: Folder that holds the map: of the parent run's artifacts, and in the folder of a sweep.
 ARTIFACT_FOLDER = "map"
 
 
@@ -35,8 +37,8 @@ def load_map(sweep: str | Path, tracking_uri: str | None = None) -> StabilityMap
     """The map of a sweep, also while it runs.
 
     Args:
-        sweep: id of a sweep (its MLflow parent run), or a folder or parquet file that `export`
-            wrote.
+        sweep: id of a sweep (its MLflow parent run); its hash, or the folder of its results, for
+            the map as its last run left it; or a folder or parquet file that `export` wrote.
         tracking_uri: MLflow address; None takes MLFLOW_TRACKING_URI, else the sqlite file in the
             user's folder.
 
@@ -49,8 +51,12 @@ def load_map(sweep: str | Path, tracking_uri: str | None = None) -> StabilityMap
         StabmapError: the file is a map of another version.
     """
     path = Path(sweep).expanduser()
-    if path.is_dir() and (path / MAP_FILE).exists():
-        return StabilityMap.read_parquet(path / MAP_FILE)
+    if not path.exists() and re.fullmatch("[0-9a-f]{16}", str(sweep)):
+        kept = home() / "sweeps" / str(sweep)
+        path = kept if kept.is_dir() else path
+    for place in (path / MAP_FILE, path / ARTIFACT_FOLDER / MAP_FILE):
+        if path.is_dir() and place.exists():
+            return StabilityMap.read_parquet(place)
     if path.is_file():
         return StabilityMap.read_parquet(path)
     if path.is_dir() or os.sep in str(sweep):
@@ -65,6 +71,20 @@ def _no_sweep(sweep: str, why: str) -> Mistake:
         why,
         "give the id that `stabmap run` printed, or a folder that `stabmap export` wrote",
     )
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """MLflow's bars for a file of some kilobytes, unless the user asks for them."""
+    name = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def _from_mlflow(run_id: str, tracking_uri: str) -> StabilityMap:
@@ -82,7 +102,7 @@ def _from_mlflow(run_id: str, tracking_uri: str) -> StabilityMap:
     try:
         client = MlflowClient(tracking_uri)
         client.get_run(run_id)
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, _without_progress_bars():
             local = client.download_artifacts(run_id, f"{ARTIFACT_FOLDER}/{MAP_FILE}", folder)
             return StabilityMap.read_parquet(Path(local))
     except MlflowException as error:

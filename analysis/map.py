@@ -15,12 +15,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.surface import Surface
+from analysis.boundary import level_set
+from analysis.quality import (
+    BOX,
+    Audit,
+    Quality,
+    audit_level,
+    box_points,
+    misclassified,
+    notes,
+)
+from analysis.surface import Surface, columns
 from trainables.domain import (
     AXIS_NAMES,
     Axis,
     InputError,
     Mistake,
+    Point,
     PointResult,
     Regime,
     StabmapError,
@@ -30,7 +41,7 @@ from trainables.domain import (
 Array = NDArray[np.float64]
 
 #: Version of the columns below; `docs/map-format.md` documents them.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 REGIMES = tuple(regime.value for regime in Regime)
 #: Evidence that has a column of its own; empty where it was not measured.
 EVIDENCE = (
@@ -52,34 +63,50 @@ MAP_FILE = "map.parquet"
 RESOLUTION = 512
 
 
-def evidence_frame(results: Iterable[tuple[int, PointResult]]) -> pd.DataFrame:
-    """One row a point, in the order of the points' numbers.
+def evidence_frame(
+    results: Iterable[tuple[int, PointResult]], audits: Mapping[int, int] | None = None
+) -> pd.DataFrame:
+    """One row a point, in the order in which points were first trained.
 
-    Columns: number, the three axes, regime, reason, step, the two margins, how many replicates
-    there are and how many of them fell in each regime, and the evidence of the replicates as
-    medians.
+    Columns: number of the point's first training, the three axes, regime, reason, step, the two
+    margins, how many replicates there are and how many of them fell in each regime, the audit that
+    the point belongs to (0: none), and the evidence of the replicates as medians.
+
+    Args:
+        results: numbered results; those of one point are replicates of it.
+        audits: the audit of each training that belongs to one, by number.
     """
-    rows = []
+    merged: dict[Point, tuple[int, PointResult]] = {}
     for number, result in sorted(results, key=lambda pair: pair[0]):
-        verdict = result.verdict
-        regimes = [replicate.verdict.regime for replicate in result.replicates]
-        row: dict[str, Any] = {"number": number}
-        row |= {name: getattr(result.point, name) for name in AXIS_NAMES}
-        row |= {
-            "regime": verdict.regime.value,
-            "reason": verdict.reason.value,
-            "step": verdict.step,
-            "margin_stable": verdict.margins.stable,
-            "margin_bounded": verdict.margins.bounded,
-            "replicates": len(regimes),
-        }
-        row |= {f"replicates_{regime.value}": regimes.count(regime) for regime in Regime}
-        for name in EVIDENCE:
-            values = [v for r in result.replicates if (v := r.evidence.get(name)) is not None]
-            row[name] = float(np.median(values)) if values else None
-        rows.append(row)
+        first, before = merged.get(result.point, (number, None))
+        replicates = (before.replicates if before else ()) + result.replicates
+        merged[result.point] = first, PointResult(result.point, replicates)
+    rows = [
+        _row(number, result, (audits or {}).get(number, 0)) for number, result in merged.values()
+    ]
     frame = pd.DataFrame(rows, columns=COLUMNS)
     return frame.astype({name: "float64" for name in EVIDENCE})
+
+
+def _row(number: int, result: PointResult, audit: int) -> dict[str, Any]:
+    verdict = result.verdict
+    regimes = [replicate.verdict.regime for replicate in result.replicates]
+    row: dict[str, Any] = {"number": number}
+    row |= {name: getattr(result.point, name) for name in AXIS_NAMES}
+    row |= {
+        "regime": verdict.regime.value,
+        "reason": verdict.reason.value,
+        "step": verdict.step,
+        "margin_stable": verdict.margins.stable,
+        "margin_bounded": verdict.margins.bounded,
+        "replicates": len(regimes),
+    }
+    row |= {f"replicates_{regime.value}": regimes.count(regime) for regime in Regime}
+    row["audit"] = audit
+    for name in EVIDENCE:
+        values = [v for r in result.replicates if (v := r.evidence.get(name)) is not None]
+        row[name] = float(np.median(values)) if values else None
+    return row
 
 
 COLUMNS = [
@@ -92,11 +119,12 @@ COLUMNS = [
     "margin_bounded",
     "replicates",
     *(f"replicates_{regime}" for regime in REGIMES),
+    "audit",
     *EVIDENCE,
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StabilityMap:
     """What a sweep knows about where training is stable.
 
@@ -112,22 +140,61 @@ class StabilityMap:
 
     @classmethod
     def of(
-        cls, about: Mapping[str, Any], results: Iterable[tuple[int, PointResult]]
+        cls,
+        about: Mapping[str, Any],
+        results: Iterable[tuple[int, PointResult]],
+        audits: Mapping[int, int] | None = None,
     ) -> StabilityMap:
         """The map of numbered results; `about` has the axes under `axes`."""
         axes = tuple(Axis(name=name, **about["axes"][name]) for name in AXIS_NAMES)
-        return cls(axes, evidence_frame(results), about)
+        return cls(axes, evidence_frame(results, audits), about)
+
+    def __repr__(self) -> str:
+        """What was swept and found, in one line."""
+        axes = ", ".join(map(_shown, self.axes))
+        counts = ", ".join(f"{count} {regime}" for regime, count in self.counts().items())
+        task = self.about.get("task", {}).get("name", "?")
+        return f"StabilityMap({task}, {axes}; {len(self.frame)} points: {counts})"
 
     # ----------------------------------------------------------------- questions
 
     @cached_property
     def surface(self) -> Surface:
         """The fitted model of both margins."""
-        return Surface.fit(
-            self.axes,
-            self.frame[list(AXIS_NAMES)].to_numpy(np.float64),
-            self.frame[["margin_stable", "margin_bounded"]].to_numpy(np.float64),
-        )
+        return self._fit(self.frame)
+
+    @cached_property
+    def quality(self) -> Quality:
+        """How much of the box the map is expected to have wrong, and what the last audit found."""
+        x, _ = columns(self.axes, box_points(self.axes, BOX))
+        share, interval = misclassified(self.surface, x)
+        return Quality(share, interval, self.audit(), notes(self.axes, self.surface))
+
+    def audit(self, number: int | None = None) -> Audit | None:
+        """An audit's points against the map of all points before them.
+
+        Args:
+            number: which audit; None for the last one.
+
+        Returns:
+            None where there was no such audit, or nothing before it.
+        """
+        which = int(self.frame["audit"].max()) if number is None else number
+        asked = self.frame["audit"] == which
+        before = self.frame["number"] < self.frame.loc[asked, "number"].min()
+        if which < 1 or not asked.any() or not before.any():
+            return None
+        places = self.frame.loc[asked, list(AXIS_NAMES)].to_numpy(np.float64)
+        found = self._fit(self.frame[before]).probabilities(columns(self.axes, places)[0])
+        shown = np.array(REGIMES)[found.argmax(1)]
+        errors = int((shown != self.frame.loc[asked, "regime"].to_numpy()).sum())
+        tolerance = self.about.get("search", {}).get("tolerance")
+        return Audit(int(asked.sum()), errors, audit_level(which, tolerance))
+
+    def _fit(self, frame: pd.DataFrame) -> Surface:
+        x, indicators = columns(self.axes, frame[list(AXIS_NAMES)].to_numpy(np.float64))
+        margins = frame[["margin_stable", "margin_bounded"]].to_numpy(np.float64)
+        return Surface.fit(x, margins, indicators)
 
     def classify(self, **values: ArrayLike) -> dict[str, Any]:
         """Probabilities of the three regimes, from the fitted model of the margins.
@@ -138,16 +205,17 @@ class StabilityMap:
 
         Returns:
             `{"stable": p, "restrained": p, "divergent": p}`; floats for numbers, arrays of the
-            broadcast shape for arrays. They say how sure the model is of the regime here, not how
-            often a training would fall in it.
+            broadcast shape for arrays. They say how sure the model is of what a training here
+            would do.
 
         Raises:
             InputError: an axis is missing, unknown, or asked for outside what was swept.
         """
-        columns = self._columns(values)
-        shape = np.broadcast_shapes(*(column.shape for column in columns))
-        points = np.stack([np.broadcast_to(c, shape).ravel() for c in columns], axis=1)
-        probabilities = self.surface.probabilities(points).reshape(*shape, 3)
+        given = self._columns(values)
+        shape = np.broadcast_shapes(*(column.shape for column in given))
+        points = np.stack([np.broadcast_to(c, shape).ravel() for c in given], axis=1)
+        probabilities = self.surface.probabilities(columns(self.axes, points)[0])
+        probabilities = probabilities.reshape(*shape, 3)
         if shape == ():
             return {name: float(p) for name, p in zip(REGIMES, probabilities, strict=True)}
         return {name: probabilities[..., i] for i, name in enumerate(REGIMES)}
@@ -169,8 +237,8 @@ class StabilityMap:
         Raises:
             InputError: as `classify`, or a confidence outside (0, 1).
         """
-        if not 0 < confidence < 1:
-            raise InputError([Mistake("confidence", confidence, "0 < confidence < 1", "use 0.95")])
+        if mistakes := _confidence_mistakes(confidence):
+            raise InputError(mistakes)
         along = self._axis(axis)
         if not along.free:
             raise InputError(
@@ -186,6 +254,39 @@ class StabilityMap:
         calm = self.classify(**{axis: values}, **fixed)["stable"] >= confidence
         count = len(values) if calm.all() else int(np.argmin(calm))
         return float(values[count - 1]) if count else None
+
+    def boundary(self, kind: str, *, confidence: float = 0.9) -> pd.DataFrame:
+        """A boundary as the level set where the fitted probability passes one half.
+
+        Args:
+            kind: `stable`, where training stops being stable, or `divergent`, where it begins to
+                diverge.
+            confidence: of the interval, in (0, 1).
+
+        Returns:
+            One row a place: lr, alpha, weight_decay in the axes' units, and `low` and `high`, an
+            interval along the first free axis in which the model has the boundary with this
+            confidence (not a number where it reaches beyond the range). No row where the boundary
+            is not in the box.
+
+        Raises:
+            InputError: an unknown kind, a confidence outside (0, 1), or no free axis.
+        """
+        mistakes = _confidence_mistakes(confidence)
+        if kind not in ("stable", "divergent"):
+            law = "there are two boundaries"
+            mistakes.append(Mistake("kind", kind, law, "use stable or divergent"))
+        if not any(axis.free for axis in self.axes):
+            law = "a sweep of a single point has no boundary"
+            mistakes.append(Mistake("axes", [], law, "sweep an axis"))
+        if mistakes:
+            raise InputError(mistakes)
+
+        def probability(points: Array) -> Array:
+            found = self.surface.probabilities(columns(self.axes, points)[0])
+            return found[:, 0] if kind == "stable" else 1 - found[:, 2]
+
+        return level_set(self.axes, probability, confidence)
 
     def _axis(self, name: str) -> Axis:
         for axis in self.axes:
@@ -305,6 +406,18 @@ class StabilityMap:
         records = self.frame.astype(object).where(self.frame.notna(), None).to_dict("records")
         content = {"schema_version": SCHEMA_VERSION, "about": dict(self.about), "points": records}
         return json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
+
+
+def _shown(axis: Axis) -> str:
+    if not axis.free:
+        return f"{axis.name} {axis.value:g}"
+    return f"{axis.name} {axis.low:g} to {axis.high:g} {axis.scale}{' or 0' if axis.zero else ''}"
+
+
+def _confidence_mistakes(confidence: float) -> list[Mistake]:
+    if 0 < confidence < 1:
+        return []
+    return [Mistake("confidence", confidence, "0 < confidence < 1", "use 0.95")]
 
 
 def _outside(axis: Axis, values: Array) -> list[Mistake]:

@@ -1,101 +1,239 @@
-"""The fitted model of the two margins, which the map draws on."""
+"""The fitted model of the two margins, which both the map and the search draw on.
+
+A fit is a function of the points and their order alone, so a search and a map of the same points
+hold the same model to the bit, whatever either of them fitted before.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
+from scipy.spatial import KDTree
 from threadpoolctl import threadpool_limits
 
-from analysis.gaussian_process import GaussianProcess
+from analysis.expectation_propagation import label_probability
+from analysis.gaussian_process import Classifier, Hyperparameters, fit
 from trainables.domain import Axis, InputError, Mistake
 
 Array = NDArray[np.float64]
 
-
-#: Value that stands for a positive margin; its negative stands for a negative one.
-CALM = 1.5
+#: Value of a column that indicates a category, such as the extra level at 0. Smaller than the width
+#: of the box: a field differs less between categories than across it, until the labels say so.
+INDICATOR = 0.3
+#: Share of the box that is an extra level at 0.
+ZERO_SHARE = 1 / 8
+#: New points after which the process is fitted from where it stood, and hyperparameters anew (up to
+#: this many points at every step, beyond it each time their number has grown by a factor).
+STEP = 8
+ALWAYS = 64
+GROWTH = 1.15
+#: Factor between the numbers of points whose hyperparameters others start from.
+ANCHORS = 1.5
+#: Points that hyperparameters are fitted to, and that a process is made of, at most (about).
+ENOUGH = 256
+LIMIT = 1000
+#: Points that are predicted at once: memory stays small.
+CHUNK = 2048
 
 
 class Field:
-    """A Gaussian process through the signs of one margin.
-
-    A margin jumps at its boundary (a training that amplifies at all soon saturates, one that
-    explodes does so by powers of ten), and by different amounts on the two sides. A smooth process
-    through the sizes therefore misplaces the zero; through the signs it does not, and the sizes
-    were measured to add nothing.
+    """Where one margin is positive.
 
     Args:
-        x: unit coordinates, (points, free axes).
-        margins: the margin at each, finite; 0 counts as calm.
+        x: unit coordinates, (n, d); see `columns`.
+        labels: +1 where the margin is positive or 0, -1 where it is negative, (n,).
+        indicators: how many of the last columns indicate categories.
     """
 
-    def __init__(self, x: Array, margins: Array) -> None:
+    def __init__(self, x: Array, labels: Array, indicators: int = 0) -> None:
         # One thread: on matrices of this size more of them cost time, and the number of threads
         # would show in the last bits of a map.
         with threadpool_limits(1):
-            self._process = GaussianProcess(x - 0.5, np.where(margins < 0, -CALM, CALM))
+            self.process = _process(_Labelled.of(x, labels, indicators))
+        self.labels = labels
+        #: The sign of all labels where there is only one, else 0.
+        self.only = float(labels[0]) if abs(labels.sum()) == len(labels) else 0.0
 
-    def standardised(self, x: Array) -> Array:
-        """Mean over standard deviation at unit coordinates x: how surely the margin is positive."""
+    def predict(self, x: Array) -> tuple[Array, Array]:
+        """Mean and variance of the latent function at (m, d) unit coordinates."""
+        parts = [x[i : i + CHUNK] for i in range(0, max(len(x), 1), CHUNK)]
         with threadpool_limits(1):
-            mean, deviation = self._process.predict(x - 0.5)
-        return mean / deviation
+            means, variances = zip(
+                *(self.process.predict(part - 0.5) for part in parts), strict=True
+            )
+        return np.concatenate(means), np.concatenate(variances)
+
+    def probability(self, x: Array) -> Array:
+        """(m,) probabilities that a training at (m, d) unit coordinates has a positive margin."""
+        return label_probability(*self.predict(x))
 
 
 @dataclass(frozen=True)
 class Surface:
-    """Both margins as functions of the axes, with the probabilities of the three regimes.
+    """Both margins as functions of unit coordinates, with the probabilities of the regimes.
 
     Args:
-        axes: all axes of the sweep; only the free ones enter.
-        stable: field of the stable/restrained margin.
-        bounded: field of the bounded/divergent margin.
+        stable: field that is positive where trainings are stable.
+        bounded: field that is positive where they do not diverge.
     """
 
-    axes: tuple[Axis, ...]
     stable: Field
     bounded: Field
 
     @classmethod
-    def fit(cls, axes: Sequence[Axis], points: Array, margins: Array) -> Surface:
+    def fit(cls, x: Array, margins: Array, indicators: int = 0) -> Surface:
         """Fit both fields.
 
         Args:
-            axes: lr, alpha, weight_decay.
-            points: (n, 3) values on the axes.
-            margins: (n, 2) margins, stable then bounded.
+            x: (n, d) unit coordinates; see `columns`.
+            margins: (n, 2) margins, stable then bounded; only their signs matter. Margins that are
+                not a number count as negative.
+            indicators: how many of the last columns indicate categories.
 
         Raises:
             InputError: there is no point to fit.
         """
-        if not len(points):
-            raise InputError(
-                [
-                    Mistake(
-                        "points",
-                        0,
-                        "a map needs at least one finished point",
-                        "wait for the first results, or run the sweep",
-                    )
-                ]
-            )
-        x = unit_coordinates(axes, points)
-        return cls(tuple(axes), Field(x, margins[:, 0]), Field(x, margins[:, 1]))
+        if not len(x):
+            law, remedy = "a map needs at least one finished point", "wait for the first results"
+            raise InputError([Mistake("points", 0, law, f"{remedy}, or run the sweep")])
+        positive = margins >= 0
+        bounded = np.where(positive[:, 1], 1.0, -1.0)
+        stable = np.where(positive.all(1), 1.0, -1.0)
+        return cls(Field(x, stable, indicators), Field(x, bounded, indicators))
 
-    def probabilities(self, points: Array) -> Array:
-        """(n, 3) probabilities of stable, restrained and divergent at (n, 3) axis values."""
-        x = unit_coordinates(self.axes, points)
-        divergent = ndtr(-self.bounded.standardised(x))
-        stable = ndtr(self.stable.standardised(x)) * (1 - divergent)
-        rest = np.clip(1 - divergent - stable, 0.0, 1.0)
-        return np.stack([stable, rest, divergent], axis=1)
+    def probabilities(self, x: Array) -> Array:
+        """(m, 3) probabilities of stable, restrained and divergent at (m, d) unit coordinates."""
+        return regime_probabilities(self.stable.probability(x), self.bounded.probability(x))
 
 
-def unit_coordinates(axes: Sequence[Axis], points: Array) -> Array:
-    """(n, free axes) unit coordinates of (n, 3) axis values; one zero column if none is free."""
-    columns = [axis.to_unit(points[:, i]) for i, axis in enumerate(axes) if axis.free]
-    return np.stack(columns, axis=1) if columns else np.zeros((len(points), 1))
+def regime_probabilities(stable: Array, bounded: Array) -> Array:
+    """(m, 3) probabilities of the regimes from those of the two labels, each (m,)."""
+    first = stable * bounded
+    return np.stack([first, bounded - first, 1 - bounded], axis=-1)
+
+
+def columns(axes: Sequence[Axis], points: Array) -> tuple[Array, int]:
+    """Points as the model sees them.
+
+    Args:
+        axes: the axes; only the free ones enter.
+        points: (n, axes) values.
+
+    Returns:
+        (n, d) unit coordinates, and how many of the last columns indicate an extra level at 0,
+        which lies at the low end of its axis. One column of zeros if no axis is free.
+    """
+    ranges, switches = [], []
+    for axis, values in zip(axes, points.T, strict=True):
+        if axis.free:
+            coordinate = axis.to_unit(values)
+            if axis.zero:
+                at_zero = values == 0
+                coordinate = np.where(at_zero, 0.0, coordinate)
+                switches.append(INDICATOR * at_zero + 0.5)
+            ranges.append(coordinate)
+    if not ranges:
+        return np.zeros((len(points), 1)), 0
+    return np.stack([*ranges, *switches], axis=1), len(switches)
+
+
+# --------------------------------------------------------------------------- fitting
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """Labelled points as a key: what is fitted to them is a function of it."""
+
+    x: bytes
+    labels: bytes
+    d: int
+    indicators: int
+
+    @classmethod
+    def of(cls, x: Array, labels: Array, indicators: int) -> _Labelled:
+        centred = np.ascontiguousarray(x, dtype=np.float64) - 0.5
+        return cls(centred.tobytes(), labels.astype(np.float64).tobytes(), x.shape[1], indicators)
+
+    def arrays(self) -> tuple[Array, Array]:
+        return np.frombuffer(self.x).reshape(-1, self.d), np.frombuffer(self.labels)
+
+    def first(self, count: int) -> _Labelled:
+        x, labels = self.arrays()
+        return _Labelled(x[:count].tobytes(), labels[:count].tobytes(), self.d, self.indicators)
+
+
+def fitted_at(count: int) -> int:
+    """Of `count` points, the first how many decide the hyperparameters."""
+    if count <= STEP:
+        return count
+    level = STEP
+    while (following := max(level + STEP, int(level * GROWTH) if level >= ALWAYS else 0)) <= count:
+        level = following
+    return level
+
+
+@lru_cache(maxsize=8)
+def _process(given: _Labelled) -> Classifier:
+    x, labels = given.arrays()
+    base = fitted_at(len(x))
+    # Beyond LIMIT points those that say least are left out: the far ones from a boundary.
+    kept = np.r_[representatives(x[:base], labels[:base], LIMIT), base : len(x)]
+    start = None
+    if len(x) > base:  # from the process of fewer points, which a search has at hand
+        before = base + STEP * ((len(x) - 1 - base) // STEP)
+        sites = _process(given.first(before)).sites
+        start = _extended(sites.precision, len(kept)), _extended(sites.shift, len(kept))
+    return Classifier(x[kept], labels[kept], _hyperparameters(given.first(base)), start)
+
+
+def _extended(values: Array, count: int) -> Array:
+    return np.concatenate([values, np.zeros(count - len(values))])
+
+
+@lru_cache(maxsize=32)
+def _hyperparameters(given: _Labelled) -> Hyperparameters:
+    x, labels = given.arrays()
+    kept = representatives(x, labels, ENOUGH)
+    near = None
+    if (fewer := anchor(len(x))) is not None:
+        near = _hyperparameters(given.first(fewer))
+    return fit(x[kept], labels[kept], given.indicators, near)
+
+
+def anchor(count: int) -> int | None:
+    """Of how many first points the hyperparameters are fitted before those of `count` points."""
+    if count <= ALWAYS:
+        return None
+    level = ALWAYS
+    while level * ANCHORS < count:
+        level = int(level * ANCHORS)
+    return level
+
+
+def representatives(x: Array, labels: Array, count: int) -> NDArray[np.int_]:
+    """Which of n labelled points to keep: half of `count` next to the other label, half anywhere.
+
+    Args:
+        x: (n, d) points.
+        labels: (n,) labels.
+        count: how many to keep, at most.
+
+    Returns:
+        Increasing indices.
+    """
+    n = len(x)
+    if n <= count:
+        return np.arange(n)
+    distance = np.full(n, np.inf)
+    for sign in (1.0, -1.0):
+        here, there = labels == sign, labels == -sign
+        if here.any() and there.any():
+            distance[here] = KDTree(x[there]).query(x[here])[0]
+    near = np.argsort(distance, kind="stable")[: count // 2]
+    rest = np.setdiff1d(np.arange(n), near)
+    spread = rest[np.linspace(0, len(rest) - 1, count - len(near)).astype(int)]
+    return np.sort(np.concatenate([near, spread]))

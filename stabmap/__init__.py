@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from analysis.load import load_map
     from analysis.map import StabilityMap
     from sweeps.runner import run_sweep
+    from sweeps.search.boundary import BoundarySampler
     from sweeps.spec import SweepSpec, load_spec
     from trainables import __version__
     from trainables.domain import (
@@ -65,6 +66,7 @@ _check_neighbours()
 _PLACES = {
     "__version__": "trainables",
     "Axis": "trainables.domain",
+    "BoundarySampler": "sweeps.search.boundary",
     "InputError": "trainables.domain",
     "Margins": "trainables.domain",
     "Mistake": "trainables.domain",
@@ -95,6 +97,7 @@ _PLACES = {
 
 __all__ = [
     "Axis",
+    "BoundarySampler",
     "InputError",
     "Margins",
     "Mistake",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from trainables import __version__
 from trainables.domain import AXIS_NAMES, InputError, Mistake, StabmapError, unknown_axis
 
 app = typer.Typer(
@@ -28,10 +30,30 @@ Overrides = Annotated[
     typer.Option("--override", "-o", help="A value by its path, such as -o budget.points=128."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON line for programs.")]
-Sweep = Annotated[str, typer.Argument(help="Id of a sweep, or a folder that export wrote.")]
+Sweep = Annotated[
+    str, typer.Argument(help="Id or hash of a sweep, its folder, or one that export wrote.")
+]
 Tracking = Annotated[
     str | None, typer.Option("--tracking", help="MLflow address, if not the usual one.")
 ]
+
+#: Endings of a picture's file.
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"stabmap {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Version.")
+    ] = False,
+) -> None:
+    """What comes before a command."""
 
 
 def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -73,13 +95,18 @@ def run(
 
     loaded = load_spec(spec, parse_overrides(override or ()))
     if not quiet:
-        for note in loaded.training.notes:
+        for note in loaded.notes:
             print(f"note: {note}", file=sys.stderr)
         print(f"sweep {loaded.title} ({loaded.hash}): starting Ray", file=sys.stderr, flush=True)
     from sweeps.runner import execute
 
     outcome = execute(loaded, address, None if quiet else sys.stderr)
-    again = ["stabmap", "run", spec, *(word for text in override or () for word in ("-o", text))]
+    again = [
+        _program("stabmap"),
+        "run",
+        spec,
+        *(word for text in override or () for word in ("-o", text)),
+    ]
     again += ["--address", address] if address != "local" else []
     if not as_json:
         _report(outcome)
@@ -114,12 +141,24 @@ def _report(outcome: Any) -> None:
     if found is not None:
         print(as_text(found))
         counts = "  ".join(f"{regime} {count}" for regime, count in found.counts().items())
-        print(f"\n{outcome.points} points: {counts}")
+        print(f"\n{len(found.frame)} points: {counts}")
+        print(found.quality)
     if outcome.picture is not None:
         print(f"picture   {outcome.picture}")
     print(f"results   {outcome.folder}")
-    print(f"review    {outcome.review}")
+    name, _, rest = outcome.review.partition(" ")
+    print(f"review    {shlex.quote(_program(name))} {rest}")
     print(f"sweep     {outcome.sweep}")
+
+
+def _program(name: str) -> str:
+    """How to call a program that came with this Python: by name where the shell finds it so."""
+    beside = Path(sys.executable).parent / name
+    found = shutil.which(name)
+    if not beside.exists() or (found and Path(found).absolute() == beside):
+        return name
+    here = Path.cwd()
+    return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)
 
 
 @app.command()
@@ -136,12 +175,13 @@ def show(spec: SpecPath, override: Overrides = None, as_json: AsJson = False) ->
     task = get_task(loaded.task_name, **loaded.task_options)
     cost = estimate(task, loaded.training, loaded.budget.points, _workers(loaded))
     if as_json:
-        print(json.dumps({"spec": loaded.resolved(), "hash": loaded.hash, "cost": cost.to_dict()}))
+        found = {"spec": loaded.resolved(), "hash": loaded.hash, "cost": cost.to_dict()}
+        print(json.dumps(found | {"notes": loaded.notes}))
         return
     print(yaml.safe_dump(loaded.resolved(), sort_keys=False).rstrip())
     print(f"\nhash  {loaded.hash}")
     print(f"cost  {cost}")
-    for note in loaded.training.notes:
+    for note in loaded.notes:
         print(f"note  {note}")
 
 
@@ -210,9 +250,9 @@ def _values(texts: Any) -> dict[str, float]:
 @_plain_errors
 def plot(
     sweep: Sweep,
-    output: Annotated[Path, typer.Option("--output", "-O", help="File: .png, .svg or .pdf.")] = (
-        Path("map.png")
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-O", help=f"File: {', '.join(PICTURES)}.")
+    ] = Path("map.png"),
     theory: Annotated[bool, typer.Option(help="Draw the closed-form bounds.")] = True,
     tracking: Tracking = None,
 ) -> None:
@@ -220,6 +260,9 @@ def plot(
     from analysis.load import load_map
     from analysis.plot import plot_map
 
+    if output.suffix.lower() not in PICTURES:
+        law, remedy = "is no picture that can be drawn", f"end it in {', '.join(PICTURES)}"
+        raise InputError([Mistake("path", str(output), law, remedy)])
     print(plot_map(load_map(sweep, tracking), output, theory))
 
 

@@ -32,7 +32,7 @@ from sweeps.progress import Progress
 from sweeps.rounds import Rounds
 from sweeps.searcher import PackSearcher
 from sweeps.spec import SweepSpec
-from sweeps.store import Store, unwritable
+from sweeps.store import Store, key_of, unwritable
 from sweeps.tracking import Tracker, review_command
 from trainables.domain import (
     InputError,
@@ -131,12 +131,27 @@ def check_surroundings(spec: SweepSpec, address: str) -> None:
 
         require_gpu(spec.device)
     folder = Path(spec.folder).expanduser()
+    _check_database(spec)
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     try:
         # The only test that holds for root, for read-only mounts and for files in the way.
         tempfile.TemporaryDirectory(dir=existing).cleanup()
     except OSError as error:
         raise unwritable(spec, error) from error
+
+
+def _check_database(spec: SweepSpec) -> None:
+    """Raise for a sqlite file whose folder is not there; the sweep's own folder is made later."""
+    address = spec.tracking.address or os.environ.get("MLFLOW_TRACKING_URI") or ""
+    place = Path(address.removeprefix("sqlite:///")).parent
+    if not address.startswith("sqlite:///") or place.is_dir():
+        return
+    if place.absolute() != Path(spec.folder).expanduser().absolute():
+        field = "tracking.address" if spec.tracking.address else "MLFLOW_TRACKING_URI"
+        raise UnreachableError(
+            f"{field} = {redacted(address)!r}: there is no folder {str(place)!r}; make it, or "
+            "leave the address out to use a local sqlite file"
+        )
 
 
 def _knock(address: str) -> None:
@@ -226,18 +241,21 @@ class _Session:
 
     def _known(self, number: int, point: Point) -> PointResult | None:
         """The result of an earlier call, which then costs nothing."""
-        result = self.store.get(point)
+        repetition = self.rounds.repetition(number)
+        result = self.store.get(point, repetition)
         if result is not None:
             self.progress.add(result, trained=False)
-            self.tracker.log_point(number, result, self.store.finished_at[point.key])
+            finished_at = self.store.finished_at[key_of(point, repetition)]
+            self.tracker.log_point(number, result, finished_at, repetition)
         return result
 
     def _take(self, number: int, result: PointResult) -> None:
         """A new result: to disk first, then to everyone else."""
         now = time.time()
-        self.store.append(result, now)
+        repetition = self.rounds.repetition(number)
+        self.store.append(result, now, repetition)
         self.progress.add(result, trained=True)
-        self.tracker.log_point(number, result, now)
+        self.tracker.log_point(number, result, now, repetition)
         if not self._checked:  # the first pack begins with the check, and raises if it fails
             self._checked = True
             self.tracker.tag("k_check", "k repeated and k doubled agree to the bit")
@@ -246,7 +264,7 @@ class _Session:
             self.tracker.log_map(self._map())
 
     def _map(self) -> StabilityMap:
-        return StabilityMap.of(self.spec.about(), self.rounds.results.items())
+        return self.rounds.map()
 
     def _write_map(self) -> tuple[StabilityMap, Path | None]:
         """The map as known now, to the sweep's folder and to MLflow."""

@@ -7,12 +7,12 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, fields, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
@@ -31,6 +31,17 @@ from trainables.domain import (
     nearest,
     unknown_axis,
 )
+
+if TYPE_CHECKING:
+    from trainables.dynamics.stabilisers import Stabiliser
+    from trainables.tasks import Task
+
+#: One point in so many of a budget belongs to the audit, unless the spec says otherwise.
+AUDIT_SHARE = 8
+#: The stabiliser of a sweep whose alpha is held at 0, where each of them does nothing.
+NO_STABILISER = "none"
+
+Built = TypeVar("Built")
 
 
 def _seconds(value: Any) -> Any:
@@ -52,6 +63,10 @@ def _stabiliser(value: Any) -> Any:
     """Options without a name are those of the stability regulariser."""
     value = _named(value)
     return {"name": "stability", **value} if isinstance(value, dict) else value
+
+
+def _method(value: Any) -> Any:
+    return {"method": value} if isinstance(value, str) else value
 
 
 def _fixed(value: Any) -> Any:
@@ -92,12 +107,16 @@ class NamedPart(BaseModel):
 
 
 class SearchPart(_Part):
-    """How the next points are chosen."""
+    """How the next points are chosen, and how the map is checked."""
 
-    method: Literal["sobol", "grid", "tpe"] = "sobol"
-    batch: int = 16
+    method: Literal["boundary", "tpe", "gp", "sobol", "grid"] = "boundary"
+    batch: int = 8
+    startup: int | None = None
+    replicates: int = 3
     levels: int | dict[str, int] = 8
     start: tuple[dict[str, float], ...] = ()
+    audit: int | None = None
+    tolerance: float | None = None
 
 
 class BudgetPart(_Part):
@@ -148,7 +167,7 @@ class SweepSpec(_Part):
     stabiliser: Annotated[NamedPart, BeforeValidator(_stabiliser)] = NamedPart(name="stability")
     sharpness: bool = True
     lyapunov: bool = True
-    search: SearchPart = SearchPart()
+    search: Annotated[SearchPart, BeforeValidator(_method)] = SearchPart()
     budget: BudgetPart = BudgetPart()
     resources: ResourcesPart = ResourcesPart()
     tracking: TrackingPart = TrackingPart()
@@ -157,14 +176,15 @@ class SweepSpec(_Part):
     @cached_property
     def training(self) -> Training:
         """How every point is trained."""
-        from trainables.dynamics.stabilisers import get_stabiliser, options_of
+        from trainables.dynamics.stabilisers import options_of
 
+        named = options_of(_get_stabiliser(**self.stabiliser.model_dump()))
+        return Training(**self._settings() | {"stabiliser": named})
+
+    def _settings(self) -> dict[str, Any]:
+        """The fields of `Training` as given, the stabiliser without its defaults."""
         settings = {f.name: getattr(self, f.name) for f in fields(Training)}
-        named = self.stabiliser.model_dump()
-        settings["stabiliser"] = named
-        if isinstance(named["name"], str):
-            settings["stabiliser"] = options_of(get_stabiliser(**named))
-        return Training(**settings)
+        return settings | {"stabiliser": self.stabiliser.model_dump()}
 
     @cached_property
     def space(self) -> tuple[Axis, ...]:
@@ -190,10 +210,36 @@ class SweepSpec(_Part):
         return self.name or self.task_name
 
     @property
+    def stabilised(self) -> bool:
+        """Whether a stabiliser acts anywhere: alpha is not held at 0."""
+        alpha = self.space[AXIS_NAMES.index("alpha")]
+        return alpha.free or alpha.value != 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks on what is allowed but has no effect."""
+        from trainables.dynamics.stabilisers import options_of
+
+        given = self.training.stabiliser
+        if self.stabilised or given == options_of(_get_stabiliser(NO_STABILISER)):
+            return self.training.notes
+        idle = f"stabiliser {self.stabiliser.name} does nothing at alpha 0: give axes.alpha a range"
+        return (*self.training.notes, idle)
+
+    @property
     def gpus(self) -> float:
         """GPUs a pack."""
         given = self.resources.gpus
         return (1.0 if self.device.startswith("cuda") else 0.0) if given is None else given
+
+    def audit(self, size: int | None) -> int:
+        """Random points at the end that check the map, for a search of so many points at most."""
+        if not any(axis.free for axis in self.space):
+            return 0
+        if self.search.audit is not None:
+            return self.search.audit
+        ends = [end for end in (self.budget.points, size) if end is not None]
+        return min(ends, default=0) // AUDIT_SHARE
 
     @cached_property
     def start(self) -> tuple[Point, ...]:
@@ -205,6 +251,8 @@ class SweepSpec(_Part):
         """The spec with all defaults filled in, as plain values; loads back to itself."""
         content: dict[str, Any] = self.model_dump(mode="json", exclude={"task", "axes"})
         content |= self._trained()
+        if self.stabiliser.name == NO_STABILISER:
+            content["stabiliser"] = {"name": NO_STABILISER}
         axes = {}
         for name in AXIS_NAMES:
             part = getattr(self.axes, name).model_dump(exclude_defaults=True)
@@ -223,13 +271,20 @@ class SweepSpec(_Part):
         return settings
 
     def about(self) -> dict[str, Any]:
-        """What is swept, without where and for how long: this is what the hash covers."""
+        """What is swept, without where and for how long: this is what the hash covers.
+
+        The stabiliser is `none` where alpha is held at 0, whatever stabiliser is named.
+        """
+        none = {} if self.stabilised else {"stabiliser": {"name": NO_STABILISER}}
         axes = {a.name: {k: v for k, v in asdict(a).items() if k != "name"} for a in self.space}
-        unused = set() if self.search.method == "grid" else {"levels"}
+        # A budget that grows begins with the same search, and its longer audit like the shorter.
+        unused = {"audit"}
+        unused |= set() if self.search.method == "grid" else {"levels"}
+        unused |= set() if self.search.method == "boundary" else {"startup", "replicates"}
         return {
             "task": self._task(),
             "axes": axes,
-            "training": self._trained(),
+            "training": self._trained() | none,
             "search": self.search.model_dump(mode="json", exclude=unused),
             "stabmap": __version__,
         }
@@ -261,7 +316,8 @@ def load_spec(
     spec, found, unread = _parse(raw)
     mistakes += found
     # A law about a part of which something could not be read would only echo that mistake.
-    mistakes += [m for m in _laws(spec) if not any(_related(m.field, p) for p in unread)]
+    laws = (m for m in _laws(spec) if not any(_related(m.field, p) for p in unread))
+    mistakes += [_as_written(m, raw) for m in laws]
     if mistakes:
         raise InputError(mistakes)
     return spec
@@ -270,6 +326,14 @@ def load_spec(
 def _related(field: str, other: str) -> bool:
     """Whether one field is the other or lies in it."""
     return (field + ".").startswith(other + ".") or (other + ".").startswith(field + ".")
+
+
+def _as_written(mistake: Mistake, raw: Mapping[str, Any]) -> Mistake:
+    """With `axes.lr` for `axes.lr.value`, where the axis was written as a number."""
+    axes, name, last = [*mistake.field.split("."), "", ""][:3]
+    if (axes, last) == ("axes", "value") and not isinstance(raw["axes"][name], Mapping):
+        return replace(mistake, field=f"axes.{name}")
+    return mistake
 
 
 def _with_text_keys(raw: Any) -> Any:
@@ -425,10 +489,65 @@ def _unreadable(detail: Any, place: list[str]) -> Mistake:
             field, detail["input"], "no such key", f"{meant}known here: {', '.join(known)}"
         )
     law = re.sub(r" or instance of \w+", "", detail["msg"]).replace("valid dictionary", "mapping")
-    law = law.replace("valid tuple", "list")
-    return Mistake(
-        field, detail["input"], law.replace("Input should be", "must be"), "write such a value"
-    )
+    law = law.replace("valid tuple", "list").replace("Input should be", "must be")
+    short = {"task": "name", "stabiliser": "name"} | {f"axes.{a}": "number" for a in AXIS_NAMES}
+    if field in short:
+        law = re.sub("a (valid )?mapping", f"a {short[field]} or a mapping", law)
+    return Mistake(field, detail["input"], law, f"write {_example(place)}")
+
+
+_AN_AXIS = {"": "0.1, or {scale: log, low: 0.01, high: 10}", "scale": "log", "low": "0.01"}
+_AN_AXIS |= {"high": "10", "value": "0.1", "zero": "true"}
+
+#: What may be written in each place.
+EXAMPLES = {
+    "name": "my-sweep",
+    "task": "mnist-mlp, or {name: mnist-mlp, samples: 500}",
+    "axes": "{lr: {scale: log, low: 0.01, high: 10}}",
+    **{f"axes.{axis}.{key}".rstrip("."): v for axis in AXIS_NAMES for key, v in _AN_AXIS.items()},
+    "ks": "[1, 3]",
+    "seeds": "1",
+    "seed": "0",
+    "steps": "400",
+    "dtype": "float32",
+    "device": "cpu",
+    "optimiser": "sgd",
+    "momentum": "0.9",
+    "decay": "coupled",
+    "beta2": "0.999",
+    "eps": "1e-8",
+    "stabiliser": "clip-norm, or {name: stability, anchor: epoch}, or none",
+    "sharpness": "true",
+    "lyapunov": "true",
+    "search": "boundary, or {method: boundary, batch: 8}",
+    "search.method": "boundary",
+    "search.batch": "8",
+    "search.startup": "16",
+    "search.replicates": "3",
+    "search.audit": "16",
+    "search.tolerance": "0.05",
+    "search.levels": "8, or {lr: 8, weight_decay: 4}",
+    "search.start": "[{lr: 0.1, weight_decay: 0}]",
+    "budget": "{points: 64}",
+    "budget.points": "64",
+    "budget.wall_time": "10m",
+    "resources": "{workers: 2}",
+    "resources.workers": "2",
+    "resources.cpus": "1",
+    "resources.gpus": "0.5",
+    "resources.pack": "4",
+    "tracking": "{experiment: stabmap}",
+    "tracking.address": "http://localhost:5000",
+    "tracking.experiment": "stabmap",
+    "folder": "~/.stabmap",
+}
+
+
+def _example(place: list[str]) -> str:
+    """What may be written there, or around it."""
+    while ".".join(place) not in EXAMPLES:
+        place = place[:-1]
+    return f"{place[-1]}: {EXAMPLES['.'.join(place)]}"
 
 
 def _known_keys(place: list[str]) -> list[str]:
@@ -452,20 +571,18 @@ def _known_keys(place: list[str]) -> list[str]:
 
 
 def _laws(spec: SweepSpec) -> Iterable[Mistake]:
-    training: Training | None = None
-    try:
-        training = spec.training
-    except InputError as error:
-        yield from error.mistakes
-    axes = yield from _axes_laws(spec)
-    yield from _task_laws(spec)
-    by_name = {axis.name: axis for axis in axes}
-    if training is not None:
-        if "lr" in by_name:
-            yield from _underflow(by_name["lr"], training)
-        yield from _optimiser_laws(spec, training, by_name)
-        yield from _stabiliser_laws(spec, by_name.get("alpha"), training)
-    yield from _search_laws(spec, axes)
+    training, wrong = _training_of(spec)
+    yield from wrong
+    axes = {axis.name: axis for axis in (yield from _axes_laws(spec))}
+    task, wrong_task = _task_of(spec)
+    yield from wrong_task
+    if training is not None and "lr" in axes and not any(m.field == "ks" for m in wrong):
+        yield from _underflow(axes["lr"], training)
+    if training is not None and task is not None:
+        yield from _optimiser_laws(task, training, axes)
+    if "alpha" in axes:
+        yield from _stabiliser_laws(spec, axes["alpha"], task, training, [*wrong, *wrong_task])
+    yield from _search_laws(spec, list(axes.values()))
     yield from _budget_laws(spec)
     if re.search(r"://[^/]*:[^/]*@|(?i:password|token)=", spec.tracking.address or ""):
         yield Mistake(
@@ -497,17 +614,69 @@ def _axes_laws(spec: SweepSpec) -> Any:
     return axes
 
 
-def _task_laws(spec: SweepSpec) -> Iterable[Mistake]:
+def _task_of(spec: SweepSpec) -> tuple[Task | None, list[Mistake]]:
     from trainables.tasks import get_task, task_names
 
-    if spec.task.name is None:
+    name = spec.task.name
+    if name is None:
         known = ", ".join(task_names())
-        yield Mistake("task", None, "every sweep needs a task", f"use one of {known}")
-        return
-    try:
-        get_task(spec.task.name, **spec.task_options)
-    except InputError as error:
-        yield from error.mistakes
+        return None, [Mistake("task", None, "every sweep needs a task", f"use one of {known}")]
+    return _built(lambda **options: get_task(name, **options), spec.task_options, "task.")
+
+
+def _training_of(spec: SweepSpec) -> tuple[Training | None, list[Mistake]]:
+    from trainables.dynamics.stabilisers import options_of
+
+    settings, name = spec._settings(), spec.stabiliser.name
+    if name is None:
+        return _built(Training, settings)
+    stabiliser, wrong = _built(
+        lambda **options: _get_stabiliser(name, **options),
+        dict(spec.stabiliser.model_extra or {}),
+        "stabiliser.",
+    )
+    settings["stabiliser"] = {"name": name} if stabiliser is None else options_of(stabiliser)
+    training, others = _built(Training, settings)
+    return training, [*wrong, *others]
+
+
+def _get_stabiliser(name: str, **options: Any) -> Stabiliser:
+    """A stabiliser by its name; for `none` the default one, which is idle at alpha 0 like all."""
+    from trainables.dynamics.stabilisers import get_stabiliser
+
+    if name != NO_STABILISER:
+        return get_stabiliser(name, **options)
+    if options:
+        law, remedy = "none has no options", "leave it out, or name a stabiliser"
+        raise InputError([Mistake(f"stabiliser.{k}", v, law, remedy) for k, v in options.items()])
+    return get_stabiliser("stability")
+
+
+def _built(
+    build: Callable[..., Built], options: Mapping[str, Any], prefix: str = ""
+) -> tuple[Built | None, list[Mistake]]:
+    """What comes of the options that obey their laws, so that others can be checked with it.
+
+    Args:
+        build: raises `InputError`.
+        options: its keyword arguments.
+        prefix: what stands before an option in the field of a mistake.
+
+    Returns:
+        What was built, or None where no option is to blame; and the mistakes with all options. One
+        that appears only because others were left out would be an echo.
+    """
+    first: list[Mistake] | None = None
+    while True:
+        try:
+            return build(**options), first or []
+        except InputError as error:
+            first = list(error.mistakes) if first is None else first
+            blamed = {m.field.removeprefix(prefix).partition(".")[0] for m in error.mistakes}
+        rest = {key: value for key, value in options.items() if key not in blamed}
+        if len(rest) == len(options):
+            return None, first
+        options = rest
 
 
 def _underflow(lr: Axis, training: Training) -> Iterable[Mistake]:
@@ -521,45 +690,56 @@ def _underflow(lr: Axis, training: Training) -> Iterable[Mistake]:
         )
 
 
-def _optimiser_laws(
-    spec: SweepSpec, training: Training, axes: Mapping[str, Axis]
-) -> Iterable[Mistake]:
+def _optimiser_laws(task: Task, training: Training, axes: Mapping[str, Axis]) -> Iterable[Mistake]:
     """Whether an optimiser of PyTorch's own exists and takes what it will be given."""
     from trainables.dynamics.torch_optimiser import optimiser_mistakes
-    from trainables.tasks import get_task
 
     def largest(name: str, fallback: float) -> float:
         axis = axes.get(name)
         return fallback if axis is None else (axis.high or axis.value or 0.0)
 
-    try:
-        task = get_task(spec.task_name, **spec.task_options)
-    except (InputError, AssertionError):
-        return
     point = Point(lr=largest("lr", 1.0), weight_decay=largest("weight_decay", 0.0))
-    yield from optimiser_mistakes(task, training, point)
+    for mistake in optimiser_mistakes(task, training, point):
+        on_axis = mistake.field in AXIS_NAMES
+        yield replace(mistake, field=f"axes.{mistake.field}") if on_axis else mistake
 
 
-def _stabiliser_laws(spec: SweepSpec, alpha: Axis | None, training: Training) -> Iterable[Mistake]:
+def _stabiliser_laws(
+    spec: SweepSpec,
+    alpha: Axis,
+    task: Task | None,
+    training: Training | None,
+    known: list[Mistake],
+) -> Iterable[Mistake]:
+    """Whether the stabiliser can act; `known` are the mistakes of task and training."""
     from trainables.dynamics.stabilisers import strength_mistakes
-    from trainables.tasks import get_task
 
-    strongest = 0.0 if alpha is None else (alpha.high if alpha.free else alpha.value) or 0.0
+    strongest = (alpha.high if alpha.free else alpha.value) or 0.0
     if strongest == 0:
         return
-    try:
-        task = get_task(spec.task_name, **spec.task_options)
-    except (InputError, AssertionError):
+    if spec.stabiliser.name == NO_STABILISER:
+        law, remedy = "alpha > 0 needs one", "hold axes.alpha at 0, or name a stabiliser"
+        yield Mistake("stabiliser", NO_STABILISER, law, remedy)
         return
-    assert alpha is not None
+    if task is None or training is None or any(m.field == "stabiliser" for m in known):
+        return
     field = "axes.alpha.high" if alpha.free else "axes.alpha"
-    yield from strength_mistakes(field, strongest, task, training)
+    # With a default in the place of a mistake only these two say what holds without it.
+    certain = ("stabiliser.layers", field)
+    for mistake in strength_mistakes(field, strongest, task, training):
+        if not known or mistake.field in certain:
+            yield mistake
 
 
 def _search_laws(spec: SweepSpec, axes: list[Axis]) -> Iterable[Mistake]:
     search = spec.search
     if search.batch < 1:
-        yield Mistake("search.batch", search.batch, "points a round >= 1", "use 16")
+        yield Mistake("search.batch", search.batch, "points a round >= 1", "use 8")
+    if search.startup is not None and search.startup < 1:
+        yield Mistake("search.startup", search.startup, "points >= 1", "leave it out")
+    if search.replicates < 1:
+        yield Mistake("search.replicates", search.replicates, "trainings a point >= 1", "use 3")
+    yield from _audit_laws(spec)
     levels = search.levels if isinstance(search.levels, dict) else {"lr": search.levels}
     for name, count in levels.items():
         field = f"search.levels.{name}" if isinstance(search.levels, dict) else "search.levels"
@@ -569,6 +749,21 @@ def _search_laws(spec: SweepSpec, axes: list[Axis]) -> Iterable[Mistake]:
             yield Mistake(field, count, "grid levels of a free axis >= 2", "use 8")
     for number, point in enumerate(search.start):
         yield from _start_laws(f"search.start[{number}]", point, axes)
+
+
+def _audit_laws(spec: SweepSpec) -> Iterable[Mistake]:
+    audit, tolerance, points = spec.search.audit, spec.search.tolerance, spec.budget.points
+    if audit is not None and (audit < 0 or (points is not None and audit >= points > 0)):
+        law = "points >= 0, and fewer than budget.points"
+        yield Mistake("search.audit", audit, law, "leave it out for one in eight")
+    if tolerance is None:
+        return
+    if not 0 < tolerance < 1:
+        law = "a share of the box: 0 < tolerance < 1"
+        yield Mistake("search.tolerance", tolerance, law, "use 0.05")
+    elif spec.search.method == "grid":
+        law = "a grid is searched to its end"
+        yield Mistake("search.tolerance", tolerance, law, "leave it out, or use method: boundary")
 
 
 def _start_laws(field: str, point: Mapping[str, float], axes: list[Axis]) -> Iterable[Mistake]:

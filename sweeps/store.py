@@ -1,8 +1,8 @@
 """Results by key, on disk: the one truth about what a sweep has done.
 
-A sweep's folder is named after the hash of its spec and holds `results.jsonl`, one line a point in
-the order of completion, each flushed to disk before anything else hears of it. Appending a point
-that is there already changes nothing, so resuming a sweep is running it again.
+A sweep's folder is named after the hash of its spec and holds `results.jsonl`, one line a training
+of a point in the order of completion, each flushed to disk before anything else hears of it.
+Appending what is there already changes nothing, so resuming a sweep is running it again.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ def unwritable(spec: SweepSpec, error: OSError) -> UnreachableError:
         f"folder = {spec.folder!r}: cannot be written ({error.strerror}); choose another with "
         "folder: PATH in the spec or the environment variable STABMAP_HOME"
     )
+
+
+def key_of(point: Point, repetition: int) -> str:
+    """What tells one training of a sweep from all others."""
+    return f"{point.key} #{repetition}" if repetition else point.key
 
 
 class Store:
@@ -69,34 +74,41 @@ class Store:
                 break  # cut short by a crash: the point will be trained again
             entry = json.loads(line)
             result = PointResult.from_dict(entry["result"])
-            self._results.setdefault(result.point.key, result)
-            self.finished_at.setdefault(result.point.key, entry["finished_at"])
+            key = key_of(result.point, entry["repetition"])
+            self._results.setdefault(key, result)
+            self.finished_at.setdefault(key, entry["finished_at"])
             good += len(line)
         self._file.truncate(good)
 
     def __len__(self) -> int:
-        """Number of points that have a result."""
+        """Number of trainings that have a result."""
         return len(self._results)
 
-    def get(self, point: Point) -> PointResult | None:
-        """The result of a point, if there is one."""
-        return self._results.get(point.key)
+    def get(self, point: Point, repetition: int = 0) -> PointResult | None:
+        """The result of a point's first or a further training, if there is one."""
+        return self._results.get(key_of(point, repetition))
 
-    def append(self, result: PointResult, finished_at: float) -> bool:
+    def append(self, result: PointResult, finished_at: float, repetition: int = 0) -> bool:
         """Keep a result; it is on disk when this returns.
 
         Args:
             result: the result.
             finished_at: when it came in, seconds since the epoch.
+            repetition: how often the point had been trained before.
 
         Returns:
             Whether it was new.
         """
-        key = result.point.key
+        key = key_of(result.point, repetition)
         if key in self._results:
             return False
         assert self._file is not None
-        line = json.dumps({"finished_at": finished_at, "result": result.to_dict()}, allow_nan=False)
+        entry = {
+            "finished_at": finished_at,
+            "repetition": repetition,
+            "result": result.to_dict(),
+        }
+        line = json.dumps(entry, allow_nan=False)
         self._file.write(line.encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())

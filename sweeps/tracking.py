@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import queue
+import shlex
 import subprocess
 import tempfile
 import threading
@@ -26,6 +27,7 @@ import yaml
 from analysis.load import ARTIFACT_FOLDER, default_tracking_uri, redacted
 from analysis.map import EVIDENCE, MAP_FILE, StabilityMap, evidence_frame
 from sweeps.spec import SweepSpec
+from sweeps.store import key_of
 from trainables import __version__
 from trainables.domain import AXIS_NAMES, PointResult, UnreachableError
 
@@ -55,7 +57,7 @@ def review_command(uri: str) -> str:
     uri = redacted(uri)
     if uri.startswith(("http://", "https://")):
         return f"open {uri}"
-    return f"mlflow ui --backend-store-uri {uri}"
+    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
 class Tracker:
@@ -158,7 +160,7 @@ class Tracker:
             HASH_TAG: self._spec.hash,
             "task": self._spec.task_name,
             "optimiser": training.optimiser,
-            "stabiliser": training.stabiliser_name,
+            "stabiliser": self._spec.about()["training"]["stabiliser"]["name"],
             "device": training.device,
             "dtype": training.dtype,
             "git_commit": git_commit(),
@@ -218,13 +220,18 @@ class Tracker:
         """Put a tag on the parent run."""
         self._submit(lambda: self._client.set_tag(self.sweep_id, key, value))
 
-    def log_point(self, number: int, result: PointResult, finished_at: float) -> None:
-        """Record a point, unless it is recorded already."""
-        if result.point.key not in self._children:
-            self._children[result.point.key] = ""
-            self._submit(lambda: self._write_point(number, result, finished_at))
+    def log_point(
+        self, number: int, result: PointResult, finished_at: float, repetition: int = 0
+    ) -> None:
+        """Record a training of a point, unless it is recorded already."""
+        key = key_of(result.point, repetition)
+        if key not in self._children:
+            self._children[key] = ""
+            self._submit(lambda: self._write_point(number, result, finished_at, repetition))
 
-    def _write_point(self, number: int, result: PointResult, finished_at: float) -> None:
+    def _write_point(
+        self, number: int, result: PointResult, finished_at: float, repetition: int
+    ) -> None:
         point, verdict = result.point, result.verdict
         now = int(finished_at * 1000)
         run = self._client.create_run(
@@ -233,7 +240,8 @@ class Tracker:
             run_name=f"{self._spec.title}-{number}",
             tags={
                 PARENT_TAG: self.sweep_id,
-                POINT_TAG: point.key,
+                POINT_TAG: key_of(point, repetition),
+                "repetition": str(repetition),
                 "stabmap.kind": "point",
                 "regime": verdict.regime.value,
                 "reason": verdict.reason.value,

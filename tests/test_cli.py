@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from typer.testing import CliRunner, Result
 
 from analysis import load
 from analysis.map import StabilityMap
+from stabmap import cli
 from stabmap.cli import app
 from sweeps.spec import load_spec, preset_names
 
@@ -119,6 +122,18 @@ def test_show_notes_a_power_of_two() -> None:
     assert done.stdout.splitlines()[-1] == (
         "note  k=4 repeats k=1 to the bit (a power of two apart)"
     )
+
+
+def test_show_and_run_note_an_idle_stabiliser(place: Path) -> None:
+    words = ["mnist-mlp", "-o", "stabiliser=clip-norm"]
+    note = "stabiliser clip-norm does nothing at alpha 0: give axes.alpha a range"
+    done = stabmap("show", *words)
+    assert done.exit_code == 0
+    assert done.stdout.splitlines()[-1] == f"note  {note}"
+    assert json.loads(stabmap("show", *words, "--json").stdout)["notes"] == [note]
+    done = stabmap("run", *words, "-o", "folder=/proc/stabmap")
+    assert done.stderr.splitlines()[0] == f"note: {note}"
+    assert nothing_left(place)
 
 
 # --------------------------------------------------------------------------- bad input of run
@@ -223,6 +238,39 @@ def test_run_without_the_tracking_server(place: Path) -> None:
     assert nothing_left(place)
 
 
+@pytest.mark.parametrize("where", ["tracking.address", "MLFLOW_TRACKING_URI"])
+def test_run_makes_no_folder_for_a_database(
+    where: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"sqlite:///{place}/missing/mlflow.db"
+    words = ["-o", f"{where}={address}"] if where == "tracking.address" else []
+    if not words:
+        monkeypatch.setenv(where, address)
+    done = stabmap("run", "mnist-mlp", "-q", *words)
+    assert done.exit_code == 4
+    line = one_line(done.stderr)
+    assert line.startswith(f"error: {where} = {address!r}: there is no folder '{place}/missing'; ")
+    assert "make it" in line
+    assert not (place / "missing").exists()
+    assert nothing_left(place)
+
+
+def test_where_a_database_may_lie(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the sweep's folder, which is made, or in one that exists, as a name alone too."""
+    from sweeps.runner import check_surroundings
+
+    home = place / "home"
+    for address in (
+        None,
+        f"sqlite:///{home}/mlflow.db",
+        f"sqlite:///{place}/kept.db",
+        "sqlite:///kept.db",
+        "http://127.0.0.1:9",
+    ):
+        check_surroundings(load_spec("mnist-mlp", {"tracking.address": address}), "local")
+    assert nothing_left(place)
+
+
 # --------------------------------------------------------------------------- real processes
 
 
@@ -270,6 +318,49 @@ def test_a_question_in_a_process(stability_map: StabilityMap, folder: str) -> No
     done = in_process("query", folder, "lr=1e9", "weight_decay=0")
     assert done.returncode == 2
     assert "lr" in one_line(done.stderr)
+
+
+def test_version() -> None:
+    done = stabmap("--version")
+    assert (done.exit_code, done.stdout) == (0, f"stabmap {version('stabmap')}\n")
+
+
+def test_programs_are_named_as_the_shell_finds_them(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By name where PATH leads to them, else by their path, seen from here where it lies below."""
+    programs = place / "cwd" / ".venv" / "bin"
+    elsewhere = place / "elsewhere"
+    for parent in (programs, elsewhere):
+        parent.mkdir(parents=True)
+        (parent / "mlflow").touch(0o755)
+    monkeypatch.setattr(sys, "executable", str(programs / "python"))
+    for path, said in (
+        (elsewhere, ".venv/bin/mlflow"),  # another one
+        (place, ".venv/bin/mlflow"),
+        (programs, "mlflow"),
+    ):
+        monkeypatch.setenv("PATH", str(path))
+        assert cli._program("mlflow") == said
+    assert cli._program("open") == "open"
+    monkeypatch.setenv("PATH", str(place))
+    monkeypatch.chdir(place / "home" if (place / "home").exists() else elsewhere)
+    assert cli._program("mlflow") == str(programs / "mlflow")
+
+
+def test_what_is_printed_can_be_called(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    programs = place / "cwd" / "my env" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "mlflow").touch(0o755)
+    monkeypatch.setattr(sys, "executable", str(programs / "python"))
+    monkeypatch.setenv("PATH", str(place))
+    found = SimpleNamespace(
+        stability_map=None, picture=None, folder="f", review="mlflow ui --port 1", sweep="s"
+    )
+    cli._report(found)
+    assert "review    'my env/bin/mlflow' ui --port 1" in capsys.readouterr().out.splitlines()
 
 
 def test_usage(place: Path) -> None:
@@ -385,7 +476,18 @@ def test_plot(stability_map: StabilityMap, folder: str, place: Path) -> None:
     assert (place / "cwd" / "plain.png").read_bytes() != (place / "other.png").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["map.doc", "missing/map.png", "/proc/map.png"])
+@pytest.mark.parametrize("name", ["map.foo", "map.jpg", "map"])
+def test_plot_refuses_what_its_help_does_not_name(name: str, folder: str, place: Path) -> None:
+    done = stabmap("plot", folder, "-O", name)
+    assert done.exit_code == 2
+    line = one_line(done.stderr)
+    assert line.startswith(f"error: path = {name!r}: is no picture")
+    assert ".png, .svg, .pdf" in line
+    assert ".png, .svg, .pdf" in stabmap("plot", "--help").stdout
+    assert nothing_left(place)
+
+
+@pytest.mark.parametrize("name", ["missing/map.png", "/proc/map.png"])
 def test_plot_refuses(name: str, folder: str, place: Path) -> None:
     done = stabmap("plot", folder, "--output", name)
     assert done.exit_code == 2

@@ -94,10 +94,12 @@ def test_in_words() -> None:
     cost = Cost(points=60, steps=800, flops=5e9, seconds=2.0, workers=4)
     assert str(cost) == (
         "60 points, 800 updates and 5 GFLOP a point: about 2 core-minutes, "
-        "0.5 minutes with 4 workers (assuming 10 GFLOP/s a core)"
+        "0.5 minutes with 4 workers (assuming 10 GFLOP/s a core), "
+        "plus about half a minute to start"
     )
     assert str(Cost(None, 1600, 5e9, 2.0, 4)) == (
-        "1,600 updates and 5 GFLOP a point, about 2 s on one core"
+        "1,600 updates and 5 GFLOP a point, about 2 s on one core, "
+        "plus about half a minute to start"
     )
 
 

@@ -9,14 +9,16 @@ import math
 import pickle
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from trainables.domain import (
+    TORCH_ONLY,
     ZERO_LEVEL,
     Axis,
     Curve,
@@ -24,6 +26,7 @@ from trainables.domain import (
     Margins,
     Mistake,
     NotReproducibleError,
+    OptimiserName,
     Point,
     PointResult,
     Reason,
@@ -396,7 +399,32 @@ def test_smallest_learning_rate() -> None:
         assert least * 0.99 / 7 < np.finfo(dtype).tiny
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("Adam", "adam"),
+        ("SGD", "sgd"),
+        ("sdg", "sgd"),
+        ("AdamW", "adamw"),
+        ("NAdam", "torch.optim.NAdam"),
+        ("torch.NAdam", "torch.optim.NAdam"),
+        ("radam", "torch.optim.RAdam"),
+    ],
+)
+def test_a_misspelt_optimiser(written: str, meant: str) -> None:
+    with pytest.raises(InputError, match=f"did you mean {re.escape(meant)}\\?.*as torch.optim.NAd"):
+        Training(optimiser=written)
+
+
+def test_optimisers_to_suggest_are_those_without_a_rule_of_their_own() -> None:
+    built_in = {name.lower() for name in get_args(OptimiserName)}
+    assert all(hasattr(torch.optim, name) for name in TORCH_ONLY)
+    assert not built_in & {name.lower() for name in TORCH_ONLY}
+
+
 def test_nearest() -> None:
+    assert nearest("Clip-Norm", ["stability", "clip-norm"]) == "clip-norm"
+    assert nearest("nadam", ["Adam", "NAdam"]) == "NAdam"
     assert nearest("weigth_decay", ["lr", "weight_decay"]) == "weight_decay"
     assert nearest("xyz", ["lr", "weight_decay"]) is None
 

@@ -29,6 +29,30 @@ def test_a_result_that_cannot_be_kept_ends_the_sweep() -> None:
     assert rounds.results == {}
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_replicates_go_on_with_the_seeds_after_those_of_the_first(seeds: int) -> None:
+    """A point that was proposed n times before begins with seed number n * seeds."""
+    again = {"lr": 0.3, "weight_decay": 0.01}
+    other = {"lr": 1.0, "weight_decay": 0.01}
+    spec = load_spec(
+        {
+            "task": "one-layer-cnn",
+            "axes": {"lr": {"scale": "log", "low": 0.01, "high": 100}, "weight_decay": 0.01},
+            "seeds": seeds,
+            "search": {"method": "sobol", "batch": 4, "start": [again, other, again, again]},
+            "resources": {"pack": 3},
+            "budget": {"points": 6},
+        }
+    )
+    searcher = PackSearcher(spec, Rounds(spec), lambda number, point: None, lambda *_: None)
+    first, second = searcher.suggest("a"), searcher.suggest("b")
+    assert first["numbers"] == [0, 1, 2] and second["numbers"] == [3]
+    assert first["points"][0] == first["points"][2] == second["points"][0] == [0.3, 0.0, 0.01]
+    assert first["first"] == [0, 0, seeds]
+    assert second["first"] == [2 * seeds]
+    assert searcher.suggest("c")["first"] == [0, 0]
+
+
 @pytest.mark.parametrize(
     ("text", "secret"),
     [

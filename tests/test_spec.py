@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,22 @@ LAWS: list[tuple[dict[str, Any], str, str, str, str]] = [
     ({"momentum": -0.1}, "momentum", "-0.1", "0 <= momentum < 1", "0.9"),
     ({"momentum": math.nan}, "momentum", "nan", "0 <= momentum < 1", "0.9"),
     ({"dtype": "float16"}, "dtype", "'float16'", "must be 'float32' or 'float64'", "write"),
-    ({"optimiser": "sdg"}, "optimiser", "'sdg'", "unknown choice", "use one of sgd"),
+    ({"optimiser": "sdg"}, "optimiser", "'sdg'", "unknown choice", "mean sgd? use one of sgd"),
+    ({"optimiser": "xyz"}, "optimiser", "'xyz'", "unknown choice", "use one of sgd"),
+    ({"stabiliser": "none", "axes.alpha": 1}, "stabiliser", "'none'", "alpha > 0", "at 0, or name"),
+    (
+        {"stabiliser": "none", "axes.alpha": linear(0, 1)},
+        "stabiliser",
+        "'none'",
+        "alpha > 0",
+        "hold axes.alpha at 0, or name a stabiliser",
+    ),
+    ({"stabiliser.name": "none", "stabiliser.mode": 3}, "stabiliser.mode", "3", "no opt", "leave"),
+    ({"stabiliser": ["x"]}, "stabiliser", "['x']", "be a name or a mapping", "stabiliser: clip-no"),
+    ({"task": 3}, "task", "3", "must be a name or a mapping", "write task: mnist-mlp"),
+    ({"axes.lr": [1]}, "axes.lr", "[1]", "must be a number or a mapping", "write lr: 0.1, or {"),
+    ({"ks": 3}, "ks", "3", "must be a list", "write ks: [1, 3]"),
+    ({"steps": "many"}, "steps", "'many'", "must be a valid integer", "write steps: 400"),
     (
         {"optimiser": "torch.optim.NAdm"},
         "optimiser",
@@ -92,10 +108,10 @@ LAWS: list[tuple[dict[str, Any], str, str, str, str]] = [
     ),
     (
         {"optimiser": "torch.optim.Rprop", "axes.weight_decay": 0.1},
-        "optimiser",
-        "'torch.optim.Rprop'",
-        "unexpected keyword argument 'weight_decay'",
-        "use another optimiser",
+        "axes.weight_decay",
+        "0.1",
+        "torch.optim.Rprop takes no argument weight_decay",
+        "set it to 0",
     ),
     (
         {"optimiser": "torch.optim.NAdam", "decay": "coupled"},
@@ -147,9 +163,10 @@ LAWS: list[tuple[dict[str, Any], str, str, str, str]] = [
     ({"axes.lr": log(1, None)}, "axes.lr.high", "None", "finite high", "high: <number>"),
     ({"axes.lr": log(1, math.inf)}, "axes.lr.high", "inf", "finite high", "high: <number>"),
     ({"axes.lr": log(0.1, 1, value=0.5)}, "axes.lr.value", "0.5", "single value", "remove"),
-    ({"axes.lr": 0}, "axes.lr.value", "0.0", "lr > 0", "finite"),
-    ({"axes.lr": math.nan}, "axes.lr.value", "nan", "lr > 0", "finite"),
-    ({"axes.weight_decay": -1}, "axes.weight_decay.value", "-1.0", ">= 0", "finite"),
+    ({"axes.lr": {"value": 0}}, "axes.lr.value", "0.0", "lr > 0", "finite"),
+    ({"axes.lr": 0}, "axes.lr", "0.0", "lr > 0", "finite"),
+    ({"axes.lr": math.nan}, "axes.lr", "nan", "lr > 0", "finite"),
+    ({"axes.weight_decay": -1}, "axes.weight_decay", "-1.0", ">= 0", "finite"),
     ({"axes.lr": {"scale": "fixed"}}, "axes.lr.value", "None", "needs a value", "write"),
     ({"axes.lr": {"value": 1, "high": 2}}, "axes.lr.high", "2.0", "no range", "scale: log"),
     ({"axes.alpha": {"value": 1, "zero": True}}, "axes.alpha.zero", "True", "one level", "range"),
@@ -166,8 +183,20 @@ LAWS: list[tuple[dict[str, Any], str, str, str, str]] = [
     ({"task.kernel": 2.5}, "task.kernel", "2.5", "an integer from 1", "choose"),
     ({"task.name": ["x"]}, "task.name", "['x']", "must be a valid string", "write"),
     # search, budget, resources
-    ({"search.method": "random"}, "search.method", "'random'", "'sobol', 'grid' or", "write"),
-    ({"search.batch": 0}, "search.batch", "0", "points a round >= 1", "use 16"),
+    ({"search.method": "random"}, "search.method", "'random'", "'sobol' or 'grid'", "write"),
+    ({"search.batch": 0}, "search.batch", "0", "points a round >= 1", "use 8"),
+    ({"search.startup": 0}, "search.startup", "0", "points >= 1", "leave it out"),
+    ({"search.replicates": 0}, "search.replicates", "0", "trainings a point >= 1", "use 3"),
+    ({"search.audit": -1}, "search.audit", "-1", "fewer than budget.points", "one in eight"),
+    ({"search.audit": 64, "budget.points": 64}, "search.audit", "64", "fewer than", "one in"),
+    ({"search.tolerance": 0}, "search.tolerance", "0.0", "0 < tolerance < 1", "use 0.05"),
+    (
+        {"search": {"method": "grid", "tolerance": 0.05}},
+        "search.tolerance",
+        "0.05",
+        "a grid is searched to its end",
+        "method: boundary",
+    ),
     ({"search.levels": 1}, "search.levels", "1", ">= 2", "use 8"),
     ({"search.levels": {"lr": 1}}, "search.levels.lr", "1", ">= 2", "use 8"),
     ({"search.levels": {"decay": 9}}, "search.levels.decay", "9", "no such axis", "weight_decay"),
@@ -363,6 +392,67 @@ def test_all_mistakes_at_once() -> None:
         ]
     )
     assert len({str(m) for m in found}) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fields"),
+    [
+        (
+            {
+                "stabiliser": {"name": "clip-nrom"},
+                "optimiser": "sdg",
+                "beta2": 0.5,
+                "momentum": 1.5,
+                "steps": 2,
+                "axes.alpha": -1,
+            },
+            ["axes.alpha", "momentum", "optimiser", "stabiliser", "steps"],
+        ),
+        (
+            {
+                "stabiliser": {"name": "stability", "order": "leftt", "anchor": 0, "ordr": 1},
+                "stabiliser.layers": ["fc9"],
+                "axes.alpha": linear(0, 1),
+                "task.imagee": 3,
+                "task.kernel": -1,
+                "axes.lr": 1e-39,
+            },
+            [
+                "axes.lr",
+                "stabiliser.anchor",
+                "stabiliser.layers",
+                "stabiliser.order",
+                "stabiliser.ordr",
+                "task.imagee",
+                "task.kernel",
+            ],
+        ),
+        (
+            {"stabiliser": "stable-spam", "axes.alpha": 2, "task.image": 0, "steps": 1},
+            ["axes.alpha", "steps", "task.image"],
+        ),
+        # The default in the place of a mistake would break another law.
+        (
+            {"optimiser": "adammw", "stabiliser.track_decay": True, "axes.alpha": 1},
+            ["optimiser"],
+        ),
+        ({"ks": [1, 6], "axes.lr": 3e-38}, ["ks"]),
+    ],
+)
+def test_a_mistake_hides_no_law_of_another_part(changes: dict[str, Any], fields: list[str]) -> None:
+    found = mistakes({**BASE, "stabiliser": {"name": "stability"}}, changes)
+    assert sorted(m.field for m in found) == sorted(fields)
+
+
+@pytest.mark.parametrize("field", spec_module.EXAMPLES)
+def test_every_example_can_be_read(field: str) -> None:
+    """What a message tells people to write is read without a mistake of that kind."""
+    for text in re.split(", or (?![^{]*})", spec_module.EXAMPLES[field]):
+        raw = copy.deepcopy({**BASE, "axes": {"lr": {}, "alpha": {}, "weight_decay": {}}})
+        spec_module._override(raw, field, yaml.safe_load(text))
+        _, found, _ = spec_module._parse(raw)
+        assert not found
+    assert set(SweepSpec.model_fields) <= set(spec_module.EXAMPLES)
 
 
 def test_an_empty_spec_lacks_three_things() -> None:
@@ -700,14 +790,14 @@ valid_specs = st.fixed_dictionaries(
         "momentum": st.none() | st.floats(0, 1, exclude_max=True),
         "decay": st.sampled_from(["coupled", "decoupled"]),
         "stabiliser": st.sampled_from(
-            ["clip-norm", {"name": "stability", "anchor": 7, "layers": None}, "stable-spam"]
+            ["clip-norm", {"name": "stability", "anchor": 7, "layers": None}, "spectra"]
         ),
         "lyapunov": st.booleans(),
         "sharpness": st.booleans(),
         "search": st.fixed_dictionaries(
             {},
             optional={
-                "method": st.sampled_from(["sobol", "grid", "tpe"]),
+                "method": st.sampled_from(["boundary", "sobol", "grid", "tpe", "gp"]),
                 "batch": st.integers(1, 100),
                 "levels": st.integers(2, 9) | st.just({"lr": 3, "alpha": 2}),
             },
@@ -795,7 +885,12 @@ TELLING: dict[str, list[Any]] = {
     "optimiser": ["nesterov", "adam", "adamw", "rmsprop", "adadelta", "torch.optim.NAdam"],
     "momentum": [0.5],
     "decay": ["decoupled"],
-    "stabiliser": ["stability-reference", {"name": "stability", "anchor": "epoch"}, "clip-norm"],
+    "stabiliser": [
+        "stability",
+        "stability-reference",
+        {"name": "stability", "anchor": "epoch"},
+        "clip-norm",
+    ],
     "lyapunov": [False],
     "beta2": [0.5, 0.6],
     "eps": [1e-3],
@@ -828,8 +923,10 @@ def test_hash_does_not_change_with(field: str) -> None:
 def test_all_changes_that_tell_give_different_hashes() -> None:
     hashes = [load_spec(BASE).hash]
     for field, values in TELLING.items():
-        adaptive = {"optimiser": "rmsprop"} if field in ("beta2", "eps") else {}
-        hashes += [load_spec({**BASE, **adaptive, field: value}).hash for value in values]
+        base: dict[str, Any] = {"optimiser": "rmsprop"} if field in ("beta2", "eps") else {}
+        if field == "stabiliser":  # it tells only where it acts
+            base = {"axes": {**BASE["axes"], "alpha": 0.5}}
+        hashes += [load_spec({**BASE, **base, field: value}).hash for value in values]
     assert len(hashes) == 1 + sum(map(len, TELLING.values()))
     assert len(set(hashes)) == len(hashes)
 
@@ -852,16 +949,43 @@ def test_hash_changes_with_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"optimiser": "adamw"}, {"optimiser": "adam", "decay": "decoupled"}),
         ({"task": "one-layer-cnn"}, {"task": {"name": "one-layer-cnn", "image": 256}}),
         ({"search": {"levels": 3}}, {"search": {"levels": 5}}),
+        ({"stabiliser": "stability"}, {"stabiliser": "none"}),
+        ({"stabiliser": "none"}, {"stabiliser": "clip-norm"}),
+        ({"stabiliser": "clip-norm"}, {"stabiliser": {"name": "stability", "anchor": 3}}),
         (
             {"stabiliser": "stability"},
             {"stabiliser": {"name": "stability", "mode": "auto", "anchor": "never"}},
         ),
-        ({"search": {}}, {"search": {"method": "sobol", "levels": 8, "batch": 16}}),
+        ({"search": {}}, {"search": {"method": "boundary", "levels": 8, "batch": 8, "audit": 3}}),
+        ({"search": "sobol"}, {"search": {"method": "sobol", "startup": 5, "replicates": 9}}),
         ({"ks": [1, 3]}, {"ks": (1, 3)}),
     ],
 )
 def test_two_spellings_of_one_sweep(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert load_spec({**BASE, **one}).hash == load_spec({**BASE, **other}).hash
+
+
+@pytest.mark.parametrize("named", ["clip-norm", {"name": "stability", "anchor": "epoch"}])
+def test_a_stabiliser_at_alpha_zero_is_noted(named: Any) -> None:
+    name = named if isinstance(named, str) else named["name"]
+    spec = load_spec(BASE, {"stabiliser": named})
+    note = f"stabiliser {name} does nothing at alpha 0: give axes.alpha a range"
+    assert spec.notes == (note,)
+    assert load_spec(spec.resolved()).notes == (note,)
+    assert spec.about()["training"]["stabiliser"] == {"name": "none"}
+    assert load_spec(BASE, {"stabiliser": named, "ks": [1, 2, 3]}).notes[1:] == (note,)
+    for alpha in (0.1, linear(0, 1)):
+        acting = load_spec(BASE, {"stabiliser": named, "axes.alpha": alpha})
+        assert acting.notes == ()
+        assert acting.about()["training"]["stabiliser"]["name"] == name
+
+
+def test_no_stabiliser() -> None:
+    spec = load_spec(BASE, {"stabiliser": "none"})
+    assert spec.notes == load_spec(BASE).notes == ()
+    assert spec.resolved()["stabiliser"] == {"name": "none"}
+    assert spec.about() == load_spec(BASE).about()
+    assert spec.about()["training"]["stabiliser"] == {"name": "none"}
 
 
 def test_the_order_of_keys_does_not_count() -> None:
@@ -881,7 +1005,7 @@ def test_a_spec_cannot_be_changed() -> None:
 def test_a_broken_axis_hides_no_law_of_the_others() -> None:
     changes = {"axes.lr": 1e-39, "axes.alpha": -1, "search.start": [{"weight_decay": 5}]}
     fields = {m.field for m in mistakes(BASE, changes)}
-    assert {"axes.lr", "axes.alpha.value"} <= fields
+    assert {"axes.lr", "axes.alpha"} <= fields
 
 
 def test_both_missing_ends_are_reported() -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from synthetic import LR, margins_at, measure, result_of, spec_of
 
 from sweeps.spec import SweepSpec, load_spec
-from sweeps.store import Store
+from sweeps.store import Store, key_of
 from trainables.domain import (
     Curve,
     Margins,
@@ -100,6 +100,29 @@ def test_unknown_points(tmp_path: Path) -> None:
     with Store(spec_in(tmp_path)) as store:
         assert store.get(near.point) == near
         assert store.get(first.point) == first
+
+
+def test_replicates_of_a_point_are_told_apart(tmp_path: Path) -> None:
+    """By how often the point was trained before; each is kept once, in any order."""
+    point, other = Point(0.1), Point(0.2)
+    kept = [result_of(point, Margins(1 - i, 1.0)) for i in range(3)]
+    with Store(spec_in(tmp_path)) as store:
+        for repetition in (2, 0, 1):
+            assert store.get(point, repetition) is None
+            assert store.append(kept[repetition], 10.0 + repetition, repetition)
+            assert not store.append(kept[0], 99.0, repetition)
+        assert store.append(measure(other), 0.0)
+        before = (store.folder / "results.jsonl").read_bytes()
+    with Store(spec_in(tmp_path)) as store:
+        assert [store.get(point, i) for i in range(4)] == [*kept, None]
+        assert store.get(point) == kept[0]
+        assert store.get(other, 1) is None
+        assert len(store) == 4
+        keys = [key_of(point, i) for i in range(3)]
+        assert keys[0] == point.key
+        assert [store.finished_at[key] for key in keys] == [10.0, 11.0, 12.0]
+        assert not store.append(kept[1], 0.0, 2)
+        assert (store.folder / "results.jsonl").read_bytes() == before
 
 
 finite = st.floats(allow_nan=False, allow_infinity=False)

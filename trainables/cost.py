@@ -14,6 +14,9 @@ from trainables.tasks import Task
 #: Floating-point operations a second that one CPU core is taken to sustain on small networks.
 CORE_SPEED = 1e10
 
+#: What a sweep of any size takes beside its trainings, most of it for Ray to start.
+START = "plus about half a minute to start"
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -23,7 +26,7 @@ class Cost:
         points: points in the budget; None where only time ends the sweep.
         steps: updates of all trajectories of one point.
         flops: floating-point operations of one point, diagnostics included.
-        seconds: time of one point on one core, at an assumed 10 GFLOP/s.
+        seconds: time of one point on one core, at an assumed 10 GFLOP/s, without the start.
         workers: points trained at the same time.
     """
 
@@ -40,12 +43,12 @@ class Cost:
     def __str__(self) -> str:
         one = f"{self.steps:,} updates and {self.flops / 1e9:,.3g} GFLOP a point"
         if self.points is None:
-            return f"{one}, about {self.seconds:.2g} s on one core"
+            return f"{one}, about {self.seconds:.2g} s on one core, {START}"
         total = self.points * self.seconds
         return (
             f"{self.points} points, {one}: about {total / 60:.2g} core-minutes, "
             f"{total / self.workers / 60:.2g} minutes with {self.workers} workers "
-            "(assuming 10 GFLOP/s a core)"
+            f"(assuming 10 GFLOP/s a core), {START}"
         )
 
 

@@ -27,6 +27,9 @@ DecayName = Literal["coupled", "decoupled"]
 #: What comes before the name of an optimiser of PyTorch's own.
 TORCH_OPTIMISER = "torch.optim."
 
+#: Those without a built-in rule, to suggest one: this module knows nothing of torch.
+TORCH_ONLY = ("ASGD", "Adafactor", "Adagrad", "Adamax", "Muon", "NAdam", "RAdam", "Rprop")
+
 #: Adaptive optimisers with PyTorch's default decay rate of the second moment and eps.
 ADAPTIVE = {"adam": (0.999, 1e-8), "rmsprop": (0.99, 1e-8), "adadelta": (0.9, 1e-6)}
 
@@ -456,14 +459,12 @@ class Training:
     def _choice_mistakes(self) -> Iterable[Mistake]:
         choices = {
             "dtype": ("float32", "float64"),
-            "optimiser": get_args(OptimiserName),
             "decay": (None, *get_args(DecayName)),
             "sharpness": (False, True),
             "lyapunov": (False, True),
         }
+        yield from self._optimiser_name_mistakes()
         for name, known in choices.items():
-            if name == "optimiser" and str(self.optimiser).startswith(TORCH_OPTIMISER):
-                continue
             if getattr(self, name) not in known:
                 allowed = [str(choice) for choice in known if choice is not None]
                 yield Mistake(
@@ -471,6 +472,16 @@ class Training:
                 )
         if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", str(self.device)):
             yield Mistake("device", self.device, "unknown device", "use cpu, cuda or cuda:0")
+
+    def _optimiser_name_mistakes(self) -> Iterable[Mistake]:
+        name, known = str(self.optimiser), get_args(OptimiserName)
+        if name in known or name.startswith(TORCH_OPTIMISER):
+            return
+        spelt = {n: n for n in known} | {n: TORCH_OPTIMISER + n for n in TORCH_ONLY}
+        guess = nearest(name.rpartition(".")[2], list(spelt))
+        meant = f"did you mean {spelt[guess]}? " if guess else ""
+        remedy = f"{meant}use one of {', '.join(known)}, or PyTorch's own as {TORCH_OPTIMISER}NAdam"
+        yield Mistake("optimiser", self.optimiser, "unknown choice", remedy)
 
     def _optimiser_mistakes(self) -> Iterable[Mistake]:
         """Settings that the optimiser does not have."""
@@ -698,11 +709,12 @@ def _replicate(data: Mapping[str, Any]) -> Replicate:
 
 
 def nearest(word: str, words: Sequence[str]) -> str | None:
-    """The most similar of `words`, or None where none is similar."""
+    """The most similar of `words`, whatever their case, or None where none is similar."""
     import difflib
 
-    found = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
-    return found[0] if found else None
+    spelt = {known.lower(): known for known in reversed(words)}
+    found = difflib.get_close_matches(word.lower(), list(spelt), n=1, cutoff=0.5)
+    return spelt[found[0]] if found else None
 
 
 def unknown_axis(field: str, name: str, value: Any) -> Mistake:

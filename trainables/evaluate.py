@@ -291,10 +291,18 @@ class PackRun:
         points: the points, in order.
         task: the task.
         training: how each point is trained.
+        first: number of the first replicate of each point, where earlier ones were trained before.
     """
 
-    def __init__(self, points: Sequence[Point], task: Task, training: Training) -> None:
+    def __init__(
+        self,
+        points: Sequence[Point],
+        task: Task,
+        training: Training,
+        first: Sequence[int] | None = None,
+    ) -> None:
         self.points = tuple(points)
+        self._first = tuple(first or [0] * len(self.points))
         self.results: list[PointResult] = []
         self._bench = Bench.of(task, training)
         self._replicates: list[Replicate] = []
@@ -335,7 +343,8 @@ class PackRun:
 
     def _open(self) -> ReplicateRun:
         point = self.points[len(self.results)]
-        seed = replicate_seed(self._bench.training.seed, point, len(self._replicates))
+        number = self._first[len(self.results)] + len(self._replicates)
+        seed = replicate_seed(self._bench.training.seed, point, number)
         return ReplicateRun(self._bench, point, seed)
 
     def state_dict(self) -> dict[str, Any]:

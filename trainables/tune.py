@@ -21,8 +21,9 @@ class PackTrainable(tune.Trainable):
     """Trains the points of one pack and reports each result once.
 
     The configuration holds plain JSON values: `task` (name and options), `training` (the fields of
-    `Training`), `points` (lists of lr, alpha, weight_decay), `numbers` (the points' numbers in the
-    sweep) and `check` (whether to check first that the training repeats itself to the bit).
+    `Training`), `points` (lists of lr, alpha, weight_decay), `first` (number of each point's first
+    replicate), `numbers` (the points' numbers in the sweep) and `check` (whether to check first
+    that the training repeats itself to the bit).
 
     Each report has `results`, a list of `[number, result]`, and `pid`. An actor that is reused
     starts each pack from nothing.
@@ -46,7 +47,7 @@ class PackTrainable(tune.Trainable):
             # The smallest rate: a training that blows up at once would prove little.
             check_reproducible(min(points), task, training)
         self._numbers = list(config["numbers"])
-        self._pack = PackRun(points, task, training)
+        self._pack = PackRun(points, task, training, config["first"])
 
     def step(self) -> dict[str, Any]:
         """Train for a while and report the points that were completed."""

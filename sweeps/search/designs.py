@@ -14,11 +14,9 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 from scipy.stats import qmc
 
+from analysis.surface import ZERO_SHARE
 from sweeps.search.space import distributions, to_params
 from trainables.domain import Axis, Point
-
-#: Share of a Sobol design that goes to the extra zero level of an axis.
-ZERO_SHARE = 1 / 8
 
 
 class SobolDesign:

@@ -26,6 +26,11 @@ def distributions(space: Sequence[Axis]) -> dict[str, BaseDistribution]:
     return found
 
 
+def switches(space: Sequence[Axis]) -> dict[str, str]:
+    """The switch of each axis that has an extra zero level."""
+    return {axis.name: _switch(axis) for axis in space if axis.free and axis.zero}
+
+
 def to_params(space: Sequence[Axis], point: Point) -> dict[str, Any]:
     """A point as Optuna's parameters."""
     params: dict[str, Any] = {}
