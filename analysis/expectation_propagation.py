@@ -84,8 +84,9 @@ def propagate(covariance: Array, labels: Array, start: tuple[Array, Array] | Non
     Args:
         covariance: prior covariance K of f at the points, (n, n).
         labels: +1 or -1 at each, (n,).
-        start: precisions and shifts to begin from; they change the effort, and the result only
-            within the tolerance.
+        start: precisions and shifts to begin from, near the result: of some of the points, or of
+            a similar covariance. They change the effort, and the result within the tolerance. (From
+            far away labels may be given up as lapses, which is a solution too, a worse one.)
     """
     n = len(labels)
     if start is not None:

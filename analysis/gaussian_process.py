@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -165,7 +164,7 @@ def fit(
     starts = list(size.starts())
     if near is not None:
         raw = size.pack(near)
-        starts = [raw, np.concatenate([raw[: -len(SOFT)], SOFT]), starts[-1]]
+        starts = [raw, np.concatenate([raw[: -len(SOFT)], SOFT])]
     found = min((_climb(size, start, x, labels) for start in starts), key=lambda pair: pair[1])
     return size.unpack(_climb(size, found[0], x, labels)[0])
 
@@ -209,11 +208,10 @@ class _Size:
         )
 
     def starts(self) -> Iterable[Array]:
-        """Fixed starts: two lengths, slanted neither way and both ways."""
-        slopes = (0.0, 3.0, -3.0) if len(self.below[0]) else (0.0,)
-        for slope, length in product(slopes, (2.0, 5.0)):
+        """Fixed starts: slanted neither way and both ways."""
+        for slope in (0.0, 3.0, -3.0) if len(self.below[0]) else (0.0,):
             heights = VARIANCE[0], PLANE[0], ROUGHNESS[0]
-            yield np.array(self._repeat(np.log(length), slope, *heights))
+            yield np.array(self._repeat(DIAGONAL[0], slope, *heights))
 
     def pack(self, at: Hyperparameters) -> Array:
         heights = np.log([at.variance, at.plane, at.roughness])
@@ -232,6 +230,7 @@ class _Objective:
         self._size, self._x, self._labels = size, x, labels
         self._planes, self._rough = 1 + x @ x.T, _rough(x, x)
         self._start: tuple[Array, Array] | None = None
+        self._least = np.inf
 
     def __call__(self, raw: Array) -> tuple[float, Array]:
         at, x = self._size.unpack(raw), self._x
@@ -242,7 +241,6 @@ class _Objective:
         rough = at.roughness * self._rough
         covariance = _jittered(matern + plane + rough)
         sites = propagate(covariance, self._labels, self._start)
-        self._start = sites.precision, sites.shift
         # d value / d covariance: its trace with d covariance / d parameter is each gradient.
         root, weights = sites.root, _weights(sites, covariance)
         slope = root[:, None] * cho_solve((sites.factor, True), np.diag(root))
@@ -258,5 +256,8 @@ class _Objective:
             ]
         )
         distance = (raw - self._size.means()) / self._size.deviations()
-        value = 0.5 * distance @ distance - sites.log_evidence
-        return float(value), gradient + distance / self._size.deviations()
+        value = float(0.5 * distance @ distance - sites.log_evidence)
+        if value < self._least:
+            # Sites of a worse place may have given labels up as lapses, and would keep them so.
+            self._least, self._start = value, (sites.precision, sites.shift)
+        return value, gradient + distance / self._size.deviations()
