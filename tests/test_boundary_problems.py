@@ -106,7 +106,8 @@ def test_linear_threshold_of_the_deep_linear_net(target: float) -> None:
 @pytest.mark.parametrize("rate", [0.6, 0.7, 0.75, 1.6, 4.0])
 def test_margins_of_the_deep_linear_net_step_by_step(rate: float) -> None:
     """At rest, in a cycle of two, and blown up; target 1."""
-    w, residuals = [0.55, 0.65, 0.75], []
+    w = [0.55, 0.65, 0.75]
+    residuals: list[float] = []
     while len(residuals) < 400 and not (residuals and abs(residuals[-1] / residuals[0]) >= 1e3):
         product = math.prod(w)
         residuals.append(product - 1)

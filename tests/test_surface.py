@@ -346,7 +346,7 @@ def test_columns() -> None:
     found, indicators = columns((LR, alpha, ZERO_DECAY), points)
     on, off = 0.5 + INDICATOR, 0.5
     np.testing.assert_array_equal(found[:, 3:], np.array([[on, on], [off, on], [on, off]]))
-    np.testing.assert_allclose(found[:, 1:3], [[0, 0], [0.5, 0], [0, 1]], atol=1e-12)
+    np.testing.assert_allclose(found[:, 1:3], np.array([[0, 0], [0.5, 0], [0, 1]]), atol=1e-12)
     assert indicators == 2
 
 

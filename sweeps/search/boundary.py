@@ -34,7 +34,7 @@ CANDIDATES = 192
 #: Standard deviation, in unit coordinates, of the half of the pool that is drawn near boundaries.
 NEAR = 0.06
 #: A label that is less probable than this, itself considered, calls for a replicate.
-DOUBTED = 0.7
+DOUBTED = 0.8
 #: Attempts to find a point that was not proposed yet, where chance alone proposes.
 ATTEMPTS = 64
 
