@@ -4,6 +4,10 @@ A label y = +-1 is seen with probability LAPSE + (1 - 2 LAPSE) Phi(y f) where th
 is f. Each label is replaced by a Gaussian factor in f (a site) such that mean and variance at its
 point are those that the true factor would give (Minka, UAI 2001; Rasmussen and Williams, Gaussian
 Processes for Machine Learning, section 3.6). All sites are updated at once.
+
+With lapses there are several solutions: one of them gives up every label as a lapse. Without them
+the problem is log-concave and has one. So the sites are first found without lapses, and from there
+with them: what is found does not depend on where it began.
 """
 
 from __future__ import annotations
@@ -19,6 +23,10 @@ Array = NDArray[np.float64]
 
 #: Probability that a label is wrong however far its point lies from the boundary.
 LAPSE = 1e-3
+LOG_LAPSE = float(np.log(LAPSE))
+#: How much sites may still change when they count as settled: their precisions in units of those of
+#: f at their points, their shifts in units of the square roots. The first is that without lapses.
+ROUGHLY = 0.1
 TOLERANCE = 1e-3
 SWEEPS = 100
 SMALLEST = 1e-10
@@ -48,13 +56,16 @@ class Sites:
         return np.sqrt(self.precision)
 
 
-def label_moments(label: Array, mean: Array, variance: Array) -> tuple[Array, Array, Array]:
+def label_moments(
+    label: Array, mean: Array, variance: Array, log_lapse: float = LOG_LAPSE
+) -> tuple[Array, Array, Array]:
     """What a label does to a Gaussian.
 
     Args:
         label: +1 or -1.
         mean: of f before the label is known.
         variance: of f then; shapes that broadcast.
+        log_lapse: logarithm of the probability that a label is wrong anywhere.
 
     Returns:
         Logarithm Z of the label's probability, dZ / d mean and d2Z / d mean2. With the label the
@@ -62,8 +73,9 @@ def label_moments(label: Array, mean: Array, variance: Array) -> tuple[Array, Ar
     """
     width = np.sqrt(1 + variance)
     z = label * mean / width
-    log_probability = np.logaddexp(np.log(LAPSE), np.log1p(-2 * LAPSE) + log_ndtr(z))
-    density = -0.5 * z * z - 0.5 * np.log(2 * np.pi) + np.log1p(-2 * LAPSE)
+    log_valid = np.log1p(-2 * np.exp(log_lapse))
+    log_probability = np.logaddexp(log_lapse, log_valid + log_ndtr(z))
+    density = log_valid - 0.5 * z * z - 0.5 * np.log(2 * np.pi)
     ratio = np.exp(density - log_probability)
     return (
         log_probability,
@@ -84,20 +96,24 @@ def propagate(covariance: Array, labels: Array, start: tuple[Array, Array] | Non
     Args:
         covariance: prior covariance K of f at the points, (n, n).
         labels: +1 or -1 at each, (n,).
-        start: precisions and shifts to begin from, near the result: of some of the points, or of
-            a similar covariance. They change the effort, and the result within the tolerance. (From
-            far away labels may be given up as lapses, which is a solution too, a worse one.)
+        start: precisions and shifts to begin from. They change the effort, and the result within
+            the tolerance.
     """
     n = len(labels)
-    if start is not None:
-        sites, settled = _sweep(covariance, labels, *start)
-        if settled:
-            return sites
-    return _sweep(covariance, labels, np.zeros(n), np.zeros(n))[0]
+    first = (np.zeros(n), np.zeros(n)) if start is None else start
+    sites = _sweep(covariance, labels, first, -np.inf, ROUGHLY)
+    return _sweep(covariance, labels, (sites.precision, sites.shift), LOG_LAPSE, TOLERANCE)
 
 
-def _sweep(covariance: Array, labels: Array, precision: Array, shift: Array) -> tuple[Sites, bool]:
-    """Update all sites until they stay, and say whether they do."""
+def _sweep(
+    covariance: Array,
+    labels: Array,
+    start: tuple[Array, Array],
+    log_lapse: float,
+    tolerance: float,
+) -> Sites:
+    """Update all sites until they stay."""
+    precision, shift = start
     n = len(labels)
     for sweep in range(SWEEPS):
         root = np.sqrt(precision)
@@ -110,16 +126,20 @@ def _sweep(covariance: Array, labels: Array, precision: Array, shift: Array) -> 
         mean = covariance @ shift - half.T @ (half @ shift)
         others = np.maximum(1 / variance - precision, SMALLEST)
         other_mean = (mean / variance - shift) / others
-        log_z, slope, bend = label_moments(labels, other_mean, 1 / others)
+        log_z, slope, bend = label_moments(labels, other_mean, 1 / others, log_lapse)
         # A lapse can bend the wrong way; a site of next to no precision then leaves it out.
         bend = np.minimum(bend, -SMALLEST)
         left = np.maximum(1 + bend / others, SMALLEST)
         better = np.clip(-bend / left, SMALLEST, 1 / SMALLEST)
-        settled = bool((np.abs(better - precision) < TOLERANCE * (0.01 + precision)).all())
-        if settled or sweep == SWEEPS - 1:
+        better_shift = (slope - other_mean * bend) / left
+        change = np.maximum(
+            np.abs(better - precision) / (others + better),
+            np.abs(better_shift - shift) / np.sqrt(others + better),
+        )
+        if change.max() < tolerance or sweep == SWEEPS - 1:
             break  # before a step, so that sites and factor fit together
         step = _step(sweep)
-        shift = shift + step * ((slope - other_mean * bend) / left - shift)
+        shift = shift + step * (better_shift - shift)
         precision = precision + step * (better - precision)
     evidence = (
         log_z.sum()
@@ -130,9 +150,9 @@ def _sweep(covariance: Array, labels: Array, precision: Array, shift: Array) -> 
         * (other_mean * others / (precision + others) * (precision * other_mean - 2 * shift)).sum()
     )
     moments = np.stack([other_mean, 1 / others])
-    return Sites(precision, shift, factor, float(evidence), moments), settled
+    return Sites(precision, shift, factor, float(evidence), moments)
 
 
 def _step(sweep: int) -> float:
     """Shorter and shorter: updates of all sites at once overshoot where labels contradict."""
-    return 1.0 if sweep == 0 else 0.9 if sweep < 8 else 0.5 if sweep < 30 else 0.2
+    return 0.9 if sweep < 6 else 0.5 if sweep < 20 else 0.2 if sweep < 60 else 0.1

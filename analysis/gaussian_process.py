@@ -230,7 +230,6 @@ class _Objective:
         self._size, self._x, self._labels = size, x, labels
         self._planes, self._rough = 1 + x @ x.T, _rough(x, x)
         self._start: tuple[Array, Array] | None = None
-        self._least = np.inf
 
     def __call__(self, raw: Array) -> tuple[float, Array]:
         at, x = self._size.unpack(raw), self._x
@@ -257,7 +256,5 @@ class _Objective:
         )
         distance = (raw - self._size.means()) / self._size.deviations()
         value = float(0.5 * distance @ distance - sites.log_evidence)
-        if value < self._least:
-            # Sites of a worse place may have given labels up as lapses, and would keep them so.
-            self._least, self._start = value, (sites.precision, sites.shift)
+        self._start = sites.precision, sites.shift
         return value, gradient + distance / self._size.deviations()

@@ -393,6 +393,7 @@ def test_certainty_falls_into_the_last_bin() -> None:
     sure = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     assert calibration_error(sure, np.array([0, 1])) == 0
     assert calibration_error(sure, np.array([0, 2])) == 0.5
+    assert [len(part) for part in reliability(sure, np.array([0, 1]))] == [20, 20, 20]
 
 
 def test_labels_drawn_from_the_probabilities_are_calibrated() -> None:

@@ -206,15 +206,15 @@ def fresh_every_trial(storage: Study, seed: int, count: int) -> None:
 def test_the_same_seed_and_results_give_the_same_proposals(tmp_path: Path) -> None:
     """One instance; a new one every trial; a study that is loaded again from its file."""
     one = study_of(BoundarySampler(7, space=PLANE, startup=8))
-    advance(one, PLANE, 28)
+    advance(one, PLANE, 20)
     other = study_of(BoundarySampler(7, space=PLANE, startup=8))
-    fresh_every_trial(other, 7, 28)
+    fresh_every_trial(other, 7, 20)
     assert points(one) == points(other)
-    for count in (11, 9, 8):  # in the middle of plans
+    for count in (11, 6, 3):  # in the middle of plans
         stored = study_of(BoundarySampler(7, space=PLANE, startup=8), sqlite(tmp_path))
         advance(stored, PLANE, count)
     assert points(stored) == points(one)
-    assert distinct(one) == 28
+    assert distinct(one) == 20
 
 
 def test_other_seeds_propose_otherwise() -> None:
@@ -513,12 +513,12 @@ def test_two_samplers_share_a_study(tmp_path: Path) -> None:
     workers = [
         study_of(BoundarySampler(0, space=PLANE, startup=8), sqlite(tmp_path)) for _ in range(2)
     ]
-    for _ in range(12):
+    for _ in range(10):
         trials = [worker.ask(dict(PLANE)) for worker in workers]
         for worker, trial in zip(workers, trials, strict=True):
             trial.set_user_attr("margins", slanted(trial.params))
             worker.tell(trial, 0.0)
-    assert distinct(workers[0]) == 24
+    assert distinct(workers[0]) == 20
     planned = [t.number for t in workers[0].trials if PLAN in t.system_attrs]
     assert planned == [8, 16]
 
@@ -531,16 +531,13 @@ def _work(storage: str) -> None:
 def test_two_processes_share_a_study(tmp_path: Path) -> None:
     storage = sqlite(tmp_path)
     study = study_of(BoundarySampler(0, space=PLANE, startup=8), storage)
-    processes = [
-        multiprocessing.get_context("spawn").Process(target=_work, args=(storage,))
-        for _ in range(2)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
-    advance(study, PLANE, 4)
+    other = multiprocessing.get_context("spawn").Process(target=_work, args=(storage,))
+    other.start()
+    while other.is_alive() and not study.trials:
+        other.join(0.02)
+    advance(study, PLANE, 14)
+    other.join()
+    assert other.exitcode == 0
     assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
     assert len(study.trials) == distinct(study) == 24
 
@@ -609,7 +606,7 @@ ASKED = [{"lr": r, "decay": 0.01, "act": "relu"} for r in (0.003, 0.03, 0.1, 0.8
 
 def by_facet(params: Params) -> list[float]:
     """For tanh both boundaries lie elsewhere."""
-    shift = 0.0 if params["act"] == "relu" else 0.25
+    shift = 0.0 if params["act"] == "relu" else 0.1
     return [margin + shift for margin in slanted(params)]
 
 
@@ -640,16 +637,16 @@ def test_shared_facets_learn_of_each_other() -> None:
 def test_both_facets_are_mapped(facets: Any) -> None:
     sampler = BoundarySampler(0, space=FACETS, facets=facets, startup=16)
     study = study_of(sampler)
-    advance(study, FACETS, 80, by_facet)
+    advance(study, FACETS, 64, by_facet)
     keys = sampler.surfaces(study).keys()
     assert set(keys) == ({()} if facets == "shared" else {("relu",), ("tanh",)})
     shares = Counter(p["act"] for p in points(study))
-    assert min(shares.values()) >= 24
+    assert min(shares.values()) >= 20
     for act in ("relu", "tanh"):
         asked = [{**params, "act": act} for params in plane_grid(32)]
         truth = np.array([labelled(by_facet(p)) for p in asked])
         found = sampler.predict_proba(study, asked).argmax(1)
-        assert (found != truth).mean() < (0.06 if facets == "shared" else 0.1)
+        assert (found != truth).mean() < 0.06
 
 
 def test_a_facet_of_which_nothing_is_known_comes_first() -> None:
@@ -675,8 +672,8 @@ def test_several_facets() -> None:
     for facets in ("shared", "separate"):
         sampler = BoundarySampler(0, space=space, facets=facets, startup=16)
         study = study_of(sampler)
-        advance(study, space, 33, lambda p: [0.03 - p["lr"], 0.3 - p["lr"]])
-        assert distinct(study) == 33
+        advance(study, space, 24, lambda p: [0.03 - p["lr"], 0.3 - p["lr"]])
+        assert distinct(study) == 24
         surfaces = sampler.surfaces(study)
         assert len(surfaces) == (1 if facets == "shared" else 6)
 
@@ -720,7 +717,12 @@ def test_one_regime_everywhere(margins: list[float], regime: int) -> None:
     study = study_of(sampler)
     advance(study, PLANE, 32, lambda p: margins)
     assert sampler.predict_proba(study, plane_grid(8))[:, regime].min() > 0.8
-    assert least_distance([place(p) for p in points(study)]) > 0.002
+    assert distinct(study) == 32
+    # Corners, where a boundary could still be, come first.
+    planned = np.array([place(p) for p in points(study)[16:]])
+    corners = itertools.product([0, 1], repeat=2)
+    near = [np.linalg.norm(planned - corner, axis=1).min() for corner in corners]
+    assert max(near) < 0.25
 
 
 def test_no_restrained_region() -> None:
@@ -766,8 +768,8 @@ def test_doubtful_labels_are_evaluated_again(seed: int) -> None:
     assert found == [points(study)[:i].count(p) for i, p in enumerate(points(study))]
     assert Counter(found) == Counter(i for count in counts for i in range(count))
     repeated = [t.params for t, i in zip(study.trials, found, strict=True) if i]
-    # They lie where the noise can turn a sign, three deviations from a boundary at most.
-    assert all(min(map(abs, on_grid(params))) < 3.0 for params in repeated)
+    # Most lie where the noise, of deviation 1, can turn a sign.
+    assert np.median([min(map(abs, on_grid(params))) for params in repeated]) < 1.5
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -776,8 +778,8 @@ def test_sure_labels_are_not_evaluated_again(seed: int) -> None:
     advance(study, GRID, 64, on_grid)
     assert distinct(study) >= 63
     continuous = study_of(BoundarySampler(seed, space=PLANE, replicates=3))
-    advance(continuous, PLANE, 48)
-    assert distinct(continuous) >= 47
+    advance(continuous, PLANE, 32)
+    assert distinct(continuous) >= 31
 
 
 def test_one_replicate_never_repeats() -> None:
@@ -850,7 +852,7 @@ def test_wrong_labels_are_lived_with() -> None:
 
     sampler = BoundarySampler(0, space=PLANE)
     study = study_of(sampler)
-    advance(study, PLANE, 96, margins)
+    advance(study, PLANE, 64, margins)
     grid = plane_grid(32)
     truth = np.array([labelled(slanted(params)) for params in grid])
     assert (sampler.predict_proba(study, grid).argmax(1) != truth).mean() < 0.08

@@ -86,7 +86,7 @@ def encodings(draw: st.DrawFn) -> Encoding:
     return Encoding(space, zero)
 
 
-def draws_of(encoding: Encoding, seed: int, count: int = 16) -> Any:
+def draws_of(encoding: Encoding, seed: int, count: int = 8) -> Any:
     return np.random.default_rng(seed).random((count, encoding.draws))
 
 
@@ -112,7 +112,7 @@ def test_any_draw_is_a_point_of_the_space(encoding: Encoding, seed: int) -> None
 def test_coordinates_fill_the_unit_cube(encoding: Encoding, seed: int) -> None:
     x = encoding.encode(encoding.decode(draws_of(encoding, seed)))
     ranges = len(encoding.ranges)
-    assert x.shape == (16, ranges + encoding.indicators)
+    assert x.shape == (8, ranges + encoding.indicators)
     assert ((x[:, :ranges] >= 0) & (x[:, :ranges] <= 1)).all()
     assert np.isin(x[:, ranges:], [0.5, 0.5 + INDICATOR]).all()
 

@@ -17,7 +17,7 @@ from scipy.stats import norm
 from sklearn.gaussian_process import GaussianProcessClassifier
 from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern
 
-from analysis import expectation_propagation
+from analysis import expectation_propagation, gaussian_process
 from analysis.expectation_propagation import LAPSE, propagate
 from analysis.gaussian_process import (
     BELOW,
@@ -345,6 +345,21 @@ def test_fit_near_other_hyperparameters(label: Label) -> None:
     useless = Hyperparameters(np.array([[30.0, 0.0], [0.0, 0.1]]), 0.2, 0.2, 0.01)
     for near in (fit(x[:50], labels[:50]), useless):
         assert value(x, labels, fit(x, labels, near=near)) == pytest.approx(best, abs=0.5)
+
+
+def test_the_best_start_wins() -> None:
+    """Of the fixed ones, and of those given."""
+    x = square(40, 7)
+    labels = band(x)
+    size, good = _Size(2), fit(x, labels)
+
+    def stay(size: _Size, start: Array, x: Array, labels: Array) -> tuple[Array, float]:
+        return start, _Objective(size, x, labels)(start)[0]
+
+    with patch.object(gaussian_process, "_climb", stay):
+        least = min(value(x, labels, size.unpack(start)) for start in size.starts())
+        assert value(x, labels, fit(x, labels)) == pytest.approx(least, abs=0.01)
+        assert value(x, labels, fit(x, labels, near=good)) < least - 0.1
 
 
 @pytest.mark.parametrize(("d", "indicators"), SIZES)

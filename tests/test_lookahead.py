@@ -54,9 +54,15 @@ def field(request: pytest.FixtureRequest, surface: Surface) -> Field:
     return found
 
 
+def doubt(mean: Array, variance: Array) -> Array:
+    """Probabilities that a sign is not the likelier one."""
+    found: Array = ndtr(-np.abs(mean) / np.sqrt(variance))
+    return found
+
+
 def volume(mean: Array, variance: Array) -> float:
-    """Mean probability that the sign is not the likelier one."""
-    return float(ndtr(-np.abs(mean) / np.sqrt(variance)).mean())
+    """The mean of these."""
+    return float(doubt(mean, variance).mean())
 
 
 # --------------------------------------------------------------------------- one field
@@ -80,15 +86,15 @@ def outcomes(mean: float, variance: float) -> list[tuple[float, float, float]]:
 def test_drop_by_quadrature(field: Field) -> None:
     """The first two moments of f in the box after a label are those of the exact posterior."""
     outlook = _FieldOutlook(field, CANDIDATES, BOX)
-    now = volume(outlook.there, outlook.variance_there)
+    now = doubt(outlook.there, outlook.variance_there)
     for index, drop in enumerate(outlook.drop()):
         mean, variance = outlook.mean[index], outlook.covariance[index, index]
         slope = outlook.cross[index] / variance
-        after = 0.0
+        after = np.zeros(len(BOX))
         for chance, first, second in outcomes(mean, variance):
             there = outlook.there + slope * (first - mean)
-            after += chance * volume(there, outlook.variance_there - slope**2 * (variance - second))
-        assert now - after == pytest.approx(drop, rel=1e-4, abs=1e-8)
+            after += chance * doubt(there, outlook.variance_there - slope**2 * (variance - second))
+        assert np.maximum(now - after, 0).mean() == pytest.approx(drop, rel=1e-4, abs=1e-8)
 
 
 def test_take_by_quadrature(field: Field) -> None:
@@ -148,7 +154,7 @@ class Refitted:
 
 
 @pytest.mark.parametrize("bounded", [False, True])
-@pytest.mark.parametrize(("plane", "tolerance"), [(30.0, 0.1), (300.0, 0.2), (3000.0, 0.4)])
+@pytest.mark.parametrize(("plane", "tolerance"), [(30.0, 0.2), (300.0, 0.2), (3000.0, 0.3)])
 def test_drop_is_what_fitting_again_brings(
     surface: Surface, bounded: bool, plane: float, tolerance: float
 ) -> None:
@@ -156,7 +162,7 @@ def test_drop_is_what_fitting_again_brings(
     brute = Refitted(surface, bounded, plane)
     expected = np.array([brute.drop(place) for place in CANDIDATES])
     found = _FieldOutlook(cast(Field, brute), CANDIDATES, BOX).drop()
-    worth = expected > 0.2 * expected.max()
+    worth = expected > 0.3 * expected.max()
     assert worth.sum() >= 3
     for one, two in itertools.permutations(range(len(CANDIDATES)), 2):
         if expected[one] > 1.25 * expected[two] and worth[one]:
@@ -210,6 +216,15 @@ def test_sure_places_bring_nothing(surface: Surface) -> None:
     assert drop[:2].max() < 0.1 * drop.max()
 
 
+@pytest.mark.parametrize("count", [8, 16, 32])
+def test_what_was_not_seen_is_worth_a_look(count: int) -> None:
+    """All labels equal: in a corner far from them an unlikely one would change much."""
+    x = 0.2 + 0.6 * sobol(count, 4)
+    field = Field(x, np.ones(count))
+    corners = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    assert _FieldOutlook(field, corners, BOX).drop().min() > 1e-4
+
+
 @settings(max_examples=10)
 @given(seed=st.integers(0, 2**16), count=st.integers(1, 12))
 def test_any_labels(seed: int, count: int) -> None:
@@ -220,7 +235,7 @@ def test_any_labels(seed: int, count: int) -> None:
     outlook = _FieldOutlook(field, random.random((16, 2)), BOX)
     for index in (3, 3, 7):
         drop = outlook.drop()
-        assert np.isfinite(drop).all()
+        assert drop.min() >= 0
         assert drop.max() < volume(outlook.there, outlook.variance_there)
         outlook.take(index)
 
@@ -281,7 +296,7 @@ def test_what_is_pending_is_taken(surface: Surface) -> None:
 
 def test_two_outlooks(surface: Surface) -> None:
     """The part of the space with more to learn is served first, both in time."""
-    known = np.concatenate([X, sobol(96, 3)])
+    known = np.concatenate([X, sobol(128, 3)])
     other = Surface.fit(known, margins_at(known))
     outlooks = [Outlook(other, CANDIDATES, BOX), Outlook(surface, CANDIDATES, BOX)]
     drops = [outlook.best()[0] for outlook in outlooks]

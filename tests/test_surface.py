@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from analysis import surface as model
+from analysis.gaussian_process import fit as fit_hyperparameters
 from analysis.surface import (
     ALWAYS,
     ANCHORS,
@@ -519,7 +520,7 @@ def test_representatives_are_near_the_boundary_and_everywhere() -> None:
     assert set(np.argsort(nearest)[:50]) <= set(kept)
     rest = np.setdiff1d(kept, np.argsort(nearest)[:50])
     assert len(rest) == 50
-    assert np.diff(rest).max() < 40
+    assert np.diff(np.r_[0, rest, 599]).max() < 40
     corners = [
         np.hypot(*(x[rest] - corner).T).min() for corner in itertools.product((0, 1), (0, 1))
     ]
@@ -549,6 +550,38 @@ def test_more_points_than_the_limit(monkeypatch: pytest.MonkeyPatch, zero: bool)
         best = np.argmax(ask(surface, space, asked), axis=1)
         assert (best == truth)[far].all()
     model._process.cache_clear()
+    model._hyperparameters.cache_clear()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_one_more_point_never_overturns_a_map(seed: int) -> None:
+    """As a search adds them: crowded about the boundaries, some with the wrong label."""
+    random = np.random.default_rng(seed)
+    points = places(PLANE, 512, seed)
+    margins = margins_of(points)
+    near = np.abs(margins).min(1) < random.choice([0.02, 0.1, 1.0], 512)
+    points, margins = points[near], margins[near] + 0.01 * random.normal(size=(near.sum(), 2))
+    margins[random.random(margins.shape) < 0.01] *= -1
+    assert len(points) > 150
+    for count in range(48, 150, 6):
+        found = ask(fit(PLANE, points[:count], margins[:count]), PLANE, points[:count]).argmax(1)
+        truth = regimes(*margins_of(points[:count]).T)
+        assert (found != truth).mean() < 0.12, count
+
+
+def test_hyperparameters_of_many_points_are_those_of_representatives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(model, "ENOUGH", 24)
+    points = places(PLANE, 40)
+    x = columns(PLANE, points)[0]
+    labels = np.where(distances(points)[0] > 0, 1.0, -1.0)
+    kept = representatives(x, labels, 24)
+    model._hyperparameters.cache_clear()
+    found = model._hyperparameters(model._Labelled.of(x, labels, 0))
+    np.testing.assert_array_equal(
+        found.metric, fit_hyperparameters(x[kept] - 0.5, labels[kept]).metric
+    )
     model._hyperparameters.cache_clear()
 
 

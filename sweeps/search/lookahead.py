@@ -65,15 +65,17 @@ class _FieldOutlook:
     def drop(self) -> Array:
         """Expected drop of the mean over the box of the smaller probability, by candidate."""
         variance = np.maximum(np.diag(self.covariance), JITTER)
-        now = ndtr(-np.abs(self.there) / np.sqrt(self.variance_there)).mean()
-        expected = np.zeros(len(self.mean))
+        now = ndtr(-np.abs(self.there) / np.sqrt(self.variance_there))
+        expected = np.zeros(self.cross.shape)
         for label in (1.0, -1.0):
             log_z, slope, bend = label_moments(np.array(label), self.mean, variance)
             mean = self.there + self.cross * slope[:, None]
             after = self.variance_there + self.cross**2 * np.minimum(bend, 0)[:, None]
             sure = np.abs(mean) / np.sqrt(np.maximum(after, JITTER))
-            expected += np.exp(log_z) * ndtr(-sure).mean(1)
-        drop: Array = now - expected
+            expected += np.exp(log_z)[:, None] * ndtr(-sure)
+        # On average a label does no harm. Approximate moments say otherwise of unlikely labels,
+        # which would keep the search away from what it has not seen.
+        drop: Array = np.maximum(now - expected, 0).mean(1)
         return drop
 
     def take(self, index: int) -> None:
