@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta, qmc
-from threadpoolctl import threadpool_limits
 
 from analysis.surface import ZERO_SHARE, Field, Surface, columns
+from analysis.threads import one_thread
 from trainables.domain import Axis
 
 Array = NDArray[np.float64]
@@ -133,7 +133,7 @@ def misclassified(surface: Surface, x: Array, seed: int = 0) -> tuple[float, tup
 def _draws(field: Field, x: Array, random: np.random.Generator) -> Array:
     """(DRAWS, n) joint draws of the latent function."""
     prior = field.process.hyperparameters
-    with threadpool_limits(1):
+    with one_thread():
         mean, half = field.process.half(x - 0.5)
         covariance = prior.covariance(x - 0.5, x - 0.5) - half.T @ half
         values, vectors = np.linalg.eigh(covariance)

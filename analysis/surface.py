@@ -13,10 +13,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
-from threadpoolctl import threadpool_limits
 
 from analysis.expectation_propagation import label_probability
 from analysis.gaussian_process import Classifier, Hyperparameters, fit
+from analysis.threads import one_thread
 from trainables.domain import Axis, InputError, Mistake
 
 Array = NDArray[np.float64]
@@ -26,8 +26,8 @@ Array = NDArray[np.float64]
 INDICATOR = 0.3
 #: Share of the box that is an extra level at 0.
 ZERO_SHARE = 1 / 8
-#: New points after which the process is fitted from where it stood, and hyperparameters anew (up to
-#: this many points at every step, beyond it each time their number has grown by a factor).
+#: New points after which hyperparameters are fitted anew: up to ALWAYS points at every step, beyond
+#: it each time their number has grown by a factor.
 STEP = 8
 ALWAYS = 64
 GROWTH = 1.15
@@ -50,9 +50,7 @@ class Field:
     """
 
     def __init__(self, x: Array, labels: Array, indicators: int = 0) -> None:
-        # One thread: on matrices of this size more of them cost time, and the number of threads
-        # would show in the last bits of a map.
-        with threadpool_limits(1):
+        with one_thread():
             self.process = _process(_Labelled.of(x, labels, indicators))
         self.labels = labels
         #: The sign of all labels where there is only one, else 0.
@@ -61,7 +59,7 @@ class Field:
     def predict(self, x: Array) -> tuple[Array, Array]:
         """Mean and variance of the latent function at (m, d) unit coordinates."""
         parts = [x[i : i + CHUNK] for i in range(0, max(len(x), 1), CHUNK)]
-        with threadpool_limits(1):
+        with one_thread():
             means, variances = zip(
                 *(self.process.predict(part - 0.5) for part in parts), strict=True
             )
@@ -107,7 +105,11 @@ class Surface:
 
     def probabilities(self, x: Array) -> Array:
         """(m, 3) probabilities of stable, restrained and divergent at (m, d) unit coordinates."""
-        return regime_probabilities(self.stable.probability(x), self.bounded.probability(x))
+        return regime_probabilities(*self.signs(x).T)
+
+    def signs(self, x: Array) -> Array:
+        """(m, 2) probabilities of the labels stable and bounded at (m, d) unit coordinates."""
+        return np.stack([self.stable.probability(x), self.bounded.probability(x)], axis=-1)
 
 
 def regime_probabilities(stable: Array, bounded: Array) -> Array:
@@ -176,18 +178,24 @@ def fitted_at(count: int) -> int:
     return level
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def _process(given: _Labelled) -> Classifier:
     x, labels = given.arrays()
     base = fitted_at(len(x))
     # Beyond LIMIT points those that say least are left out: the far ones from a boundary.
     kept = np.r_[representatives(x[:base], labels[:base], LIMIT), base : len(x)]
     start = None
-    if len(x) > base:  # from the process of fewer points, which a search has at hand
-        before = base + STEP * ((len(x) - 1 - base) // STEP)
-        sites = _process(given.first(before)).sites
-        start = _extended(sites.precision, len(kept)), _extended(sites.shift, len(kept))
+    if len(x) > base:
+        precision, shift = _sites(given.first(base))
+        start = _extended(precision, len(kept)), _extended(shift, len(kept))
     return Classifier(x[kept], labels[kept], _hyperparameters(given.first(base)), start)
+
+
+@lru_cache(maxsize=32)
+def _sites(given: _Labelled) -> tuple[Array, Array]:
+    """Precisions and shifts alone: the matrices of a process are large."""
+    sites = _process(given).sites
+    return sites.precision, sites.shift
 
 
 def _extended(values: Array, count: int) -> Array:

@@ -300,15 +300,15 @@ def line(points: int, **search: Any) -> SweepSpec:
 
 def test_doubted_points_are_trained_again() -> None:
     """Repetition 1, 2: how often the point came before; never more than `replicates` in all."""
-    rounds = Rounds(line(56))
-    points = flat(in_order(rounds, noisy(rounds, 0.15)))
+    rounds = Rounds(line(72))
+    points = flat(in_order(rounds, noisy(rounds, 0.05)))
     times: Counter[Point] = Counter()
     for number, point in enumerate(points):
         assert rounds.repetition(number) == times[point]
         times[point] += 1
     assert 1 < max(times.values()) <= 3
     frame = rounds.map().frame
-    assert len(frame) == len(times) < 56
+    assert len(frame) == len(times) < 72
     assert frame["replicates"].tolist() == [times[p] for p in dict.fromkeys(points)]
     once = Rounds(line(56, replicates=1))
     assert len(set(flat(in_order(once, noisy(once, 0.15))))) == 56

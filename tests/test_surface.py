@@ -367,6 +367,7 @@ def test_columns_of_held_axes() -> None:
 def cold(x: Array, margins: Array, asked: Array) -> Array:
     """Probabilities of a fit for which nothing was fitted before."""
     model._process.cache_clear()
+    model._sites.cache_clear()
     model._hyperparameters.cache_clear()
     return Surface.fit(x, margins).probabilities(asked)
 
@@ -383,6 +384,7 @@ def test_fit_does_not_depend_on_earlier_fits(count: int) -> None:
         Surface.fit(x[:first], margins[:first])
     np.testing.assert_array_equal(Surface.fit(x, margins).probabilities(asked), alone)
     model._process.cache_clear()
+    model._sites.cache_clear()
     for first in range(count - 3, count):
         Surface.fit(x[:first], margins[:first])
     Surface.fit(x[::-1], -margins)
@@ -533,6 +535,7 @@ def test_more_points_than_the_limit(monkeypatch: pytest.MonkeyPatch, zero: bool)
     monkeypatch.setattr(model, "LIMIT", 48)
     monkeypatch.setattr(model, "ENOUGH", 24)
     model._process.cache_clear()
+    model._sites.cache_clear()
     model._hyperparameters.cache_clear()
     space = (LR, NO_ALPHA, ZERO_DECAY) if zero else PLANE
     points = places(space, 260)
@@ -550,6 +553,7 @@ def test_more_points_than_the_limit(monkeypatch: pytest.MonkeyPatch, zero: bool)
         best = np.argmax(ask(surface, space, asked), axis=1)
         assert (best == truth)[far].all()
     model._process.cache_clear()
+    model._sites.cache_clear()
     model._hyperparameters.cache_clear()
 
 

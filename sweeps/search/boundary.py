@@ -17,7 +17,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import qmc
 
-from analysis.surface import Surface
+from analysis.surface import Surface, regime_probabilities
 from sweeps.search.encoding import Encoding, Params
 from sweeps.search.lookahead import Outlook, choose
 from trainables.domain import InputError, Mistake, Regime
@@ -122,10 +122,10 @@ class BoundarySampler(BaseSampler):
         self._raise_error_if_multi_objective(study)
         if not search_space:
             return {}
-        history = _History(study, self._encoding(search_space), trial.number)
-        planned = history.planned(self._batch)
+        planned = _planned(study, search_space, trial.number, self._batch)
         if planned is not None:
             return planned
+        history = _History(study, self._encoding(search_space), trial.number)
         startup = STARTUP * history.encoding.free if self._startup is None else self._startup
         if len(history.points) < startup:
             return self._start(history, trial.number)
@@ -237,7 +237,8 @@ class BoundarySampler(BaseSampler):
     ) -> list[dict[str, Any]]:
         """The candidates that are worth a look: the most doubtful ones of many."""
         encoding = history.encoding
-        doubt = 1 - model.probabilities(history.points).max(1)
+        signs = model.signs(history.points)
+        doubt = 1 - regime_probabilities(*signs.T).max(1)
         nearest = np.argsort(-doubt, kind="stable")[: max(16, len(doubt) // 4)]
         draws = [random.random((POOL // 2, encoding.draws))]
         shifts = NEAR * random.normal(size=(POOL // 2, len(encoding.ranges)))
@@ -247,17 +248,24 @@ class BoundarySampler(BaseSampler):
             points = list(encoding.everything())
         else:
             points = encoding.decode(np.concatenate(draws))
-        new, again = history.new(points), self._doubted(history, model)
+        new, again = history.new(points), self._doubted(history, signs)
         if not new and not again:  # every point of a finite space was proposed
             new = points
         order = np.argsort(model.probabilities(new).max(1), kind="stable")[:CANDIDATES]
         return [new[i] for i in order] + again
 
-    def _doubted(self, history: _History, model: _Model) -> list[dict[str, Any]]:
-        """Evaluated points with a doubtful label, for a further replicate."""
+    def _doubted(self, history: _History, signs: Array) -> list[dict[str, Any]]:
+        """Evaluated points with a doubtful label, for a further replicate.
+
+        Args:
+            history: what is known.
+            signs: (n, 2) probabilities of positive margins at the evaluated points.
+        """
         if self._replicates == 1:
             return []
-        doubted = model.credibility(history.points, history.margins) < DOUBTED
+        seen = history.margins >= 0
+        seen[:, 0] &= seen[:, 1]
+        doubted = np.where(seen, signs, 1 - signs).min(1) < DOUBTED
         again = [dict(history.points[i]) for i in np.flatnonzero(doubted)]
         found = {history.encoding.key(p): p for p in again}
         return [p for key, p in found.items() if history.proposed[key] < self._replicates]
@@ -288,6 +296,21 @@ def _unsearchable(encoding: Encoding) -> list[Mistake]:
     return []
 
 
+def _planned(
+    study: Study, space: Mapping[str, BaseDistribution], number: int, batch: int
+) -> dict[str, Any] | None:
+    """The point that an earlier trial's plan holds for a trial."""
+    for trial in study.get_trials(deepcopy=False):
+        ahead = number - trial.number
+        if not 0 < ahead < batch:
+            continue
+        plan = trial.system_attrs.get(PLAN, [])
+        point = plan[ahead] if ahead < len(plan) else {}
+        if set(point) == set(space) and all(space[n]._contains(v) for n, v in point.items()):
+            return {name: given.to_external_repr(point[name]) for name, given in space.items()}
+    return None
+
+
 class _History:
     """What a study knows before a trial.
 
@@ -299,15 +322,13 @@ class _History:
 
     def __init__(self, study: Study, encoding: Encoding, number: int) -> None:
         self.encoding = encoding
-        self._number = number
-        self._trials = [t for t in study.get_trials(deepcopy=False) if t.number != number]
         self.points: list[Params] = []
         self.pending: list[Params] = []
         #: How often each point was proposed.
         self.proposed: dict[tuple[Any, ...], int] = {}
         margins = []
-        for trial in self._trials:
-            if not encoding.holds(trial.params):
+        for trial in study.get_trials(deepcopy=False):
+            if trial.number == number or not encoding.holds(trial.params):
                 continue
             key = encoding.key(trial.params)
             self.proposed[key] = self.proposed.get(key, 0) + 1
@@ -317,18 +338,6 @@ class _History:
                 self.points.append(trial.params)
                 margins.append(_margins(trial))
         self.margins = np.array(margins, dtype=np.float64).reshape(len(margins), 2)
-
-    def planned(self, batch: int) -> dict[str, Any] | None:
-        """The point that an earlier trial's plan holds for this one."""
-        for trial in self._trials:
-            ahead = self._number - trial.number
-            plan = trial.system_attrs.get(PLAN, [])
-            if not 0 < ahead < min(batch, len(plan)):
-                continue
-            space, point = self.encoding.space, plan[ahead]
-            if set(point) == set(space) and all(space[n]._contains(v) for n, v in point.items()):
-                return {name: given.to_external_repr(point[name]) for name, given in space.items()}
-        return None
 
     def new(self, points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Those of some points that were not proposed yet, each once; else others, if any are."""
@@ -400,24 +409,18 @@ class _Model:
 
     def probabilities(self, points: Sequence[Params]) -> Array:
         """(n, 3) probabilities of the regimes; even ones where no surface is known yet."""
-        found = np.full((len(points), 3), 1 / 3)
+        found = regime_probabilities(*self.signs(points).T)
+        unknown = [self.group(params) not in self.surfaces for params in points]
+        found[unknown] = 1 / 3
+        return found
+
+    def signs(self, points: Sequence[Params]) -> Array:
+        """(n, 2) probabilities of stable, and of bounded; even ones where no surface is known."""
+        found = np.full((len(points), 2), 0.5)
         for group, rows in self._rows(points).items():
             if group in self.surfaces:
                 x = self.encoding.encode([points[i] for i in rows])
-                found[rows] = self.surfaces[group].probabilities(x)
-        return found
-
-    def credibility(self, points: Sequence[Params], margins: Array) -> Array:
-        """(n,) probabilities of the labels that (n, 2) margins say, in the field of the smaller."""
-        found = np.ones(len(points))
-        for group, rows in self._rows(points).items():
-            surface, x = self.surfaces[group], self.encoding.encode([points[i] for i in rows])
-            seen = margins[rows] >= 0
-            labels = ((surface.stable, seen.all(1)), (surface.bounded, seen[:, 1]))
-            for field, positive in labels:
-                probability = field.probability(x)
-                probability = np.where(positive, probability, 1 - probability)
-                found[rows] = np.minimum(found[rows], probability)
+                found[rows] = self.surfaces[group].signs(x)
         return found
 
     def outlook(

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
-from threadpoolctl import threadpool_limits
 
 from analysis.expectation_propagation import label_moments
 from analysis.gaussian_process import JITTER
 from analysis.surface import Field, Surface
+from analysis.threads import one_thread
 
 Array = NDArray[np.float64]
 
@@ -32,7 +32,7 @@ class Outlook:
     """
 
     def __init__(self, surface: Surface, candidates: Array, box: Array) -> None:
-        with threadpool_limits(1):
+        with one_thread():
             self._fields = [
                 _FieldOutlook(field, candidates, box) for field in (surface.stable, surface.bounded)
             ]
