@@ -25,7 +25,9 @@ from trainables.domain import DtypeName, OptimiserName, Point, Training
 from trainables.dynamics.distance import rel_l1
 from trainables.dynamics.optimisers import Optimiser
 from trainables.dynamics.stabilisers.stability import Product
-from trainables.evaluate import ReplicateRun, evaluate
+from trainables.evaluate import evaluate
+from trainables.record import Record
+from trainables.replicate_run import ReplicateRun
 from trainables.tasks import Task, get_task
 from trainables.trajectory import Bench, Trajectory
 
@@ -191,7 +193,8 @@ def test_initial_loss_that_training_reports(image: int) -> None:
     """Acceptance row 12: the first value of the loss curve, seed 7; ...81 at 64, ...80 at 256."""
     task: Task = get_task("one-layer-cnn", image=image)
     training = Training(dtype="float64", sharpness=False, lyapunov=False, steps=20)
-    run = ReplicateRun(Bench.of(task, training), Point(0.01, 0.0, WEIGHT_DECAY), seed=7)
+    point = Point(0.01, 0.0, WEIGHT_DECAY)
+    run = ReplicateRun(Record(Bench.of(task, training), point, seed=7))
     while not run.done:
         run.advance()
     curve = run.result().curves["loss"]

@@ -26,7 +26,8 @@ from sweeps.rounds import Rounds
 from sweeps.spec import SweepSpec
 from sweeps.store import Store
 from trainables.domain import AXIS_NAMES, Margins, Point, PointResult, Training
-from trainables.evaluate import PackRun, evaluate
+from trainables.evaluate import evaluate
+from trainables.pack import PackRun
 
 ASKED: Mapping[str, Any] = {"audit": None}
 #: Boundaries at 10^-0.5 and 10^0.7, well inside the box.
@@ -432,7 +433,7 @@ def test_a_pack_goes_on_with_the_same_seeds() -> None:
     [known] = evaluate([point], task, steps=20, seeds=4)
     pack = PackRun([point], task, training, first=[2])
     for _ in range(30):
-        pack._advance_one()
+        pack.advance(0.0)
     again = PackRun([point], task, training, first=[2])
     again.load_state_dict(pack.state_dict())
     again.advance()

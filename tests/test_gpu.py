@@ -11,7 +11,8 @@ from torch import Tensor
 from trainables.domain import Point, Training
 from trainables.dynamics.curvature import sharpness
 from trainables.dynamics.stabilisers import stabiliser_names
-from trainables.evaluate import PackRun, check_reproducible, evaluate
+from trainables.evaluate import check_reproducible, evaluate
+from trainables.pack import PackRun
 from trainables.tasks.mnist_regression import MnistRegression
 from trainables.tasks.one_layer_cnn import OneLayerCNN
 

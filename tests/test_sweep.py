@@ -342,7 +342,7 @@ def test_trainable_restores_to_the_bit(tmp_path: Path) -> None:
     )
     first = tune.PackTrainable(config)
     for _ in range(75):  # part of the second point
-        first._pack._advance_one()
+        first._pack.advance(0.0)
     first.save_checkpoint(str(tmp_path))
 
     second = tune.PackTrainable(

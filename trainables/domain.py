@@ -23,6 +23,7 @@ AXIS_NAMES = ("lr", "alpha", "weight_decay")
 DtypeName = Literal["float32", "float64"]
 OptimiserName = Literal["sgd", "nesterov", "adam", "adamw", "rmsprop", "adadelta"]
 DecayName = Literal["coupled", "decoupled"]
+BackendName = Literal["auto", "exact", "batched", "vmap", "loop"]
 
 #: What comes before the name of an optimiser of PyTorch's own.
 TORCH_OPTIMISER = "torch.optim."
@@ -355,6 +356,10 @@ class Training:
         sharpness: whether the verdict of full-batch trainings also looks at the sharpness.
         lyapunov: whether the finite-time Lyapunov exponent is measured, by one more trajectory a
             seed. It is reported and decides nothing.
+        backend: what trains many trajectories at once: `exact` (the task's own program), `batched`
+            (layers batched by hand), `vmap` (`torch.func`) or `loop` (one after the other); they
+            round differently. `auto` takes the first of them that suits the task and is sound on
+            the device.
 
     Raises:
         InputError: if a law is broken; all broken laws are listed.
@@ -374,6 +379,7 @@ class Training:
     stabiliser: str | Mapping[str, Any] = "stability"
     sharpness: bool = True
     lyapunov: bool = True
+    backend: BackendName = "auto"
 
     def __post_init__(self) -> None:
         if not isinstance(self.ks, (tuple, list)):
@@ -462,6 +468,7 @@ class Training:
             "decay": (None, *get_args(DecayName)),
             "sharpness": (False, True),
             "lyapunov": (False, True),
+            "backend": get_args(BackendName),
         }
         yield from self._optimiser_name_mistakes()
         for name, known in choices.items():
@@ -635,6 +642,7 @@ class Replicate:
         steps_run: updates carried out on each trajectory; fewer than asked where it ended early.
         evidence: named numbers behind the margins; None where one could not be measured.
         curves: thinned curves by name.
+        backend: what trained it; see `Training`.
     """
 
     seed: int
@@ -642,6 +650,7 @@ class Replicate:
     steps_run: int
     evidence: Mapping[str, float | None] = field(default_factory=dict)
     curves: Mapping[str, Curve] = field(default_factory=dict)
+    backend: str = "loop"
 
 
 @dataclass(frozen=True)
@@ -705,6 +714,7 @@ def _replicate(data: Mapping[str, Any]) -> Replicate:
             name: Curve(tuple(curve["steps"]), tuple(curve["values"]))
             for name, curve in data["curves"].items()
         },
+        backend=data["backend"],
     )
 
 

@@ -101,8 +101,8 @@ class Bench:
         return cls(
             task,
             training,
-            _cast(inputs64, dtype),
-            _cast(targets64, dtype),
+            cast(inputs64, dtype),
+            cast(targets64, dtype),
             inputs64,
             targets64,
             stabiliser_of(training),
@@ -111,6 +111,11 @@ class Bench:
     def loss(self, alpha: float) -> Loss:
         """The loss that is trained at this strength of the stabiliser."""
         return self.stabiliser.loss(self.task.loss, alpha) if alpha > 0 else self.task.loss
+
+    @property
+    def roundoff(self) -> float:
+        """Unit roundoff of the training's dtype."""
+        return torch.finfo(getattr(torch, self.training.dtype)).eps / 2
 
     @property
     def full_batch(self) -> bool:
@@ -144,7 +149,8 @@ def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     return np.random.RandomState([seed, epoch]).permutation(count)
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in a dtype; class numbers stay what they are."""
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 

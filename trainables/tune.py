@@ -10,7 +10,8 @@ import torch
 from ray import tune
 
 from trainables.domain import Point, Training
-from trainables.evaluate import PackRun, check_reproducible
+from trainables.evaluate import check_reproducible
+from trainables.pack import PackRun
 from trainables.tasks import get_task
 
 #: Wall time between two reports of a pack; results are durable once reported.

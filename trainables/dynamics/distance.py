@@ -24,16 +24,28 @@ def rel_l1(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     Returns:
         A number in [0, 2]; NaN where an entry is not finite; 0 where nothing is left to compare.
     """
-    total = 0.0
-    count = 0
+    return float(rel_l1_each([x[None] for x in first], [y[None] for y in second])[0])
+
+
+def rel_l1_each(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """`rel_l1` of many pairs of trainings, none of which depends on the others.
+
+    Args:
+        first: tensors of shape (pairs, ...), one or more.
+        second: tensors of the same shapes.
+
+    Returns:
+        (pairs,) in float64.
+    """
+    total = torch.zeros(len(first[0]) if first else 1, dtype=torch.float64)
+    count = total
     for x, y in zip(first, second, strict=True):
-        x64, y64 = x.detach().double(), y.detach().double()
+        x64, y64 = x.detach().flatten(1).double(), y.detach().flatten(1).double()
         limits = torch.finfo(x.dtype)
         scale = x64.abs() + y64.abs()
         ratio = (x64 - y64).abs() / scale
-        value = float(torch.where(scale <= limits.tiny / limits.eps, 0.0, ratio).sum())
-        if value == 0 and not bool(scale.any()):
-            continue
-        total += value
-        count += x64.numel()
-    return 2.0 * total / count if count else 0.0
+        value = torch.where(scale <= limits.tiny / limits.eps, 0.0, ratio).sum(1)
+        counted = (value != 0) | scale.any(1)
+        total = total.to(value.device) + torch.where(counted, value, 0.0)
+        count = count.to(value.device) + counted * x64.shape[1]
+    return torch.where(count > 0, 2 * total / count.clamp_min(1), 0.0)

@@ -30,7 +30,7 @@ class Neighbour:
         self.base = base
         bench = base.bench
         self.other = Trajectory(bench, base.point, base.k, base.seed)
-        self._size = math.sqrt(np.finfo(bench.training.dtype).eps / 2)
+        self._size = math.sqrt(bench.roundoff)
         self._restarts = 0
         self._distance = self._restart()
         self._rates: list[float] = []
@@ -57,19 +57,14 @@ class Neighbour:
         Returns:
             None if the training blew up, or no rate could be measured there.
         """
-        late = np.array(self._rates[since:], dtype=np.float64)
-        late = late[late != math.inf]
-        return float(late.mean()) if len(late) and np.isfinite(late).all() else None
+        return mean_rate(self._rates[since:])
 
     @torch.no_grad()
     def _restart(self) -> float:
         """Put the neighbour at a random point at the right distance; the rounded distance."""
         generator = torch.Generator().manual_seed(self.base.seed + self._restarts)
         self._restarts += 1
-        noise = [
-            torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device)
-            for p in self.base.parameters
-        ]
+        noise = random_like(self.base.parameters, generator)
         factor = self._size * _norm(self.base.parameters) / _norm(noise)
         state = self.base.state_dict()
         self.other.load_state_dict(state)
@@ -79,24 +74,16 @@ class Neighbour:
 
     @torch.no_grad()
     def _pull_back(self, factor: float) -> float:
-        def between(mine: Tensor, theirs: Tensor) -> Tensor:
-            gap = theirs.double() - mine.double()
-            pulled = mine.double() + factor * gap
-            # Second moments are not negative, and their roots are taken.
-            if bool((mine >= 0).all()) and bool((theirs >= 0).all()):
-                pulled = pulled.clamp_min(0)
-            return pulled.to(mine.dtype)
-
         for p, q in zip(self.base.parameters, self.other.parameters, strict=True):
-            q.copy_(between(p, q))
+            q.copy_(pulled(p, q, factor))
         self.other.slots = [
-            tuple(between(a, b) for a, b in zip(mine, theirs, strict=True))
+            tuple(pulled(a, b, factor) for a, b in zip(mine, theirs, strict=True))
             for mine, theirs in zip(self.base.slots, self.other.slots, strict=True)
         ]
         if self.base.action is not None and self.other.action is not None:
             mine, theirs = self.base.action.state_dict(), self.other.action.state_dict()
-            pulled = {name: between(mine[name], theirs[name]) for name in mine}
-            self.other.action.load_state_dict(pulled)
+            state = {name: pulled(mine[name], theirs[name], factor) for name in mine}
+            self.other.action.load_state_dict(state)
         return _norm(_differences(self.base.parameters, self.other.parameters))
 
     def state_dict(self) -> dict[str, Any]:
@@ -113,6 +100,17 @@ class Neighbour:
         self.other.load_state_dict(state["other"])
         self._restarts, self._distance = state["restarts"], state["distance"]
         self._rates = list(state["rates"])
+
+
+def mean_rate(rates: Sequence[float]) -> float | None:
+    """Mean of rates of growth, those of steps with a fresh start (infinite ones) left out.
+
+    Returns:
+        None if a rate is NaN (the training blew up), or none was measured.
+    """
+    late = np.array(rates, dtype=np.float64)
+    late = late[late != math.inf]
+    return float(late.mean()) if len(late) and np.isfinite(late).all() else None
 
 
 def lyapunov_exponent(
@@ -143,6 +141,33 @@ def lyapunov_exponent(
             neighbour.step(rows)
         exponent = neighbour.exponent(math.ceil((1 - window) * training.steps))
     return math.nan if exponent is None else exponent
+
+
+def pulled(mine: Tensor, theirs: Tensor, factor: float | Tensor) -> Tensor:
+    """What lies a factor as far from mine as theirs does, computed in float64.
+
+    Second moments are not negative, and their roots are taken: what is nowhere negative stays so.
+
+    Args:
+        mine: (...), or (pairs, ...) with a tensor of factors.
+        theirs: like `mine`.
+        factor: a number, or (pairs,) in float64.
+    """
+    if not isinstance(factor, Tensor):
+        one = torch.tensor([factor], dtype=torch.float64, device=mine.device)
+        return pulled(mine[None], theirs[None], one)[0]
+    column = factor.reshape(-1, *[1] * (mine.ndim - 1))
+    moved = mine.double() + column * (theirs.double() - mine.double())
+    negative = (torch.minimum(mine, theirs) < 0).reshape(len(mine), -1).any(1)
+    kept = torch.where(negative.reshape(column.shape), moved, moved.clamp_min(0))
+    return kept.to(mine.dtype)
+
+
+def random_like(tensors: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
+    """Standard normal numbers in float64, the same on every device."""
+    return [
+        torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.device) for t in tensors
+    ]
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:

@@ -11,7 +11,7 @@ The functions are differentiable, so that a stabiliser can ask what a step would
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -83,6 +83,26 @@ class Optimiser:
         return True
 
     @property
+    def decays(self) -> bool:
+        """Whether there is any weight decay."""
+        return bool(self.weight_decay)
+
+    @property
+    def rate(self) -> Any:
+        """The quotient lr / k."""
+        return self.lr / self.k
+
+    @property
+    def shrink(self) -> Any:
+        """Factor of decoupled weight decay on the parameters."""
+        return 1 - self.lr * self.weight_decay
+
+    def corrections(self, count: int) -> tuple[Any, Any]:
+        """What Adam's two moments are divided by in the step after `count` others."""
+        assert self.beta2 is not None
+        return 1 - self.momentum ** (count + 1), 1 - self.beta2 ** (count + 1)
+
+    @property
     def linear(self) -> float | None:
         """Derivative of the update by the gradient where it is one number; else None."""
         if self.name in ADAPTIVE:
@@ -116,18 +136,19 @@ class Optimiser:
         self, parameter: Tensor, gradient: Tensor, slots: Slots, count: int
     ) -> tuple[Tensor, Slots]:
         """Direction d of the update -lr d, coupled weight decay included, and the new state."""
-        if self.weight_decay and self.coupled:
+        if self.decays and self.coupled:
             gradient = gradient + self.weight_decay * parameter
         return getattr(self, f"_{self.name}")(gradient, slots, count)  # type: ignore[no-any-return]
 
     def apply(self, parameter: Tensor, direction: Tensor) -> Tensor:
         """The parameter after an update along `direction`, decoupled weight decay included."""
-        if self.weight_decay and not self.coupled:
-            parameter = parameter * (1 - self.lr * self.weight_decay)
+        if self.decays and not self.coupled:
+            parameter = parameter * self.shrink
         # The product is rounded on its own before the subtraction: a fused multiply-add would
         # make k = 1 differ from its powers of two on some devices.
-        update = (self.lr / self.k) * (self.k * direction)
-        return parameter - update
+        update = self.rate * (self.k * direction)
+        after: Tensor = parameter - update
+        return after
 
     def increment(
         self, parameter: Tensor, gradient: Tensor, slots: Slots, count: int, decays: bool = True
@@ -161,8 +182,8 @@ class Optimiser:
         assert self.beta2 is not None and self.eps is not None
         first = self.momentum * slots[0] + (1 - self.momentum) * gradient
         second = self.beta2 * slots[1] + (1 - self.beta2) * gradient * gradient
-        first_hat = first / (1 - self.momentum ** (count + 1))
-        second_hat = second / (1 - self.beta2 ** (count + 1))
+        by_first, by_second = self.corrections(count)
+        first_hat, second_hat = first / by_first, second / by_second
         return first_hat / (_root(second_hat) + self.eps), (first, second)
 
     def _rmsprop(self, gradient: Tensor, slots: Slots, _count: int) -> tuple[Tensor, Slots]:

@@ -29,6 +29,10 @@ BUILT_IN = {
 class Task(Protocol):
     """What is trained. All tensors are float64 (or class numbers); the training casts them.
 
+    A task may also have a method `ensemble()` that returns its own program for many trajectories at
+    once, a `trainables.dynamics.ensembles.backend.Backend` named `exact`. It is used where its
+    results do not depend on what is stacked.
+
     Attributes:
         name: name in specs, tags and file names.
         metric_name: what `metric` measures.

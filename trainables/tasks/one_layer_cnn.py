@@ -6,6 +6,7 @@ sigmoid, binary cross-entropy with label 1. Its phases are known exactly (`analy
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -37,6 +38,59 @@ class PooledConvolution(nn.Module):
         """Logits, (batch,), of patches (batch, patches, w * w)."""
         response = patches @ self.kernel[0]
         return (response * torch.sigmoid(response)) @ self.weights
+
+
+class PooledConvolutions:
+    """`PooledConvolution` for many kernels at once, with the gradient in closed form.
+
+    An ensemble backend (`trainables.dynamics.ensembles`). With z_p = <K, patch_p>, s the logistic
+    function and y = sum_p weight_p z_p s(z_p), the gradient of the loss l(y, label) by K is
+    (s(y) - label) sum_p weight_p s(z_p) (1 + z_p (1 - s(z_p))) patch_p.
+
+    Args:
+        weights: share of the image that each patch covers, (patches,).
+    """
+
+    name: ClassVar[str] = "exact"
+
+    def __init__(self, weights: Tensor) -> None:
+        self._weights = weights
+
+    def losses(
+        self, stack: Sequence[Tensor], inputs: Tensor, targets: Tensor, each: bool
+    ) -> Tensor:
+        """(kernels,) losses of kernels (kernels, 1, w * w) on one image, which all share."""
+        (kernels,) = stack
+        responses = self._responses(kernels, inputs)
+        logits = self._logits(responses, _logistic(responses), kernels)
+        return torch.log1p(torch.exp(-logits.abs())) + logits.clamp_min(0) - logits * targets
+
+    def gradients(
+        self, stack: Sequence[Tensor], inputs: Tensor, targets: Tensor, each: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """These losses and their gradients, (kernels, 1, w * w)."""
+        (kernels,) = stack
+        z = self._responses(kernels, inputs)
+        s = _logistic(z)
+        logits = self._logits(z, s, kernels)
+        by_logit = _logistic(logits) - targets
+        slopes = s * (1 + z * (1 - s)) * self._weights.to(kernels) * by_logit[:, None]
+        patches = inputs.expand(len(kernels), -1, -1)
+        losses = torch.log1p(torch.exp(-logits.abs())) + logits.clamp_min(0) - logits * targets
+        return losses, [torch.bmm(slopes[:, None], patches)]
+
+    def _responses(self, kernels: Tensor, inputs: Tensor) -> Tensor:
+        """(kernels, patches)."""
+        patches = inputs.expand(len(kernels), -1, -1)
+        return torch.bmm(kernels, patches.transpose(1, 2))[:, 0]
+
+    def _logits(self, responses: Tensor, logistic: Tensor, kernels: Tensor) -> Tensor:
+        return (responses * logistic * self._weights.to(kernels)).sum(1)
+
+
+def _logistic(x: Tensor) -> Tensor:
+    """1 / (1 + exp(-x)): on a CPU torch's sigmoid rounds the last few entries otherwise."""
+    return 1 / (1 + torch.exp(-x))
 
 
 def checkerboard(size: int) -> Tensor:
@@ -84,6 +138,10 @@ class OneLayerCNN:
         """Kernel entries N(0, 1) from numpy's legacy generator, as in the authors' program."""
         kernel = np.random.RandomState(seed).randn(self.kernel, self.kernel)
         return PooledConvolution(torch.from_numpy(kernel.reshape(1, -1)), self._patches()[1])
+
+    def ensemble(self) -> PooledConvolutions:
+        """The exact program for many kernels."""
+        return PooledConvolutions(self._patches()[1])
 
     def train_data(self) -> tuple[Tensor, Tensor]:
         """Patches (1, patches, w * w) of the image and its label."""

@@ -1,0 +1,409 @@
+"""Ensembles: the same results, to the bit, whatever is trained together; and those of the loop."""
+
+from __future__ import annotations
+
+import io
+import random
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from trainables.domain import InputError, Point, PointResult, Training, UnreachableError
+from trainables.dynamics.ensembles import choose as module_under_test
+from trainables.dynamics.ensembles.backend import Backend, Chunks, Loop, Stack
+from trainables.dynamics.ensembles.batched import Batched
+from trainables.dynamics.ensembles.choose import choose
+from trainables.dynamics.ensembles.memory import most_trajectories
+from trainables.dynamics.ensembles.vectorised import Vectorised
+from trainables.ensemble_run import EnsembleRun
+from trainables.evaluate import checked_training, evaluate
+from trainables.losses import MEAN_SQUARED_ERROR, Loss
+from trainables.pack import PackRun
+from trainables.tasks import Task, get_task
+from trainables.trajectory import Bench, deterministic
+
+CNN: dict[str, Any] = {"image": 10, "kernel": 4}
+MLP: dict[str, Any] = {"samples": 24, "width": 4}
+IMAGES: dict[str, Any] = {"samples": 8, "batch_size": 4}
+
+#: Task, its options, and the backends that are sound for it on a processor.
+TASKS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
+    ("one-layer-cnn", CNN, ("exact",)),
+    ("mnist-mlp", MLP, ("batched", "vmap")),
+    ("mnist-mlp", {**MLP, "batch_size": 8}, ("batched",)),
+    ("mnist-regression", IMAGES, ("batched",)),
+]
+SOUND = [(name, options, backend) for name, options, backends in TASKS for backend in backends]
+
+
+def points_of(name: str, count: int, seed: int, alpha: float = 0.0) -> list[Point]:
+    """Rates from calm to explosive, every third with the stabiliser if it has a strength."""
+    chance = random.Random(seed)
+    top = 0.5 if name == "one-layer-cnn" else 30.0
+    return [
+        Point(
+            top * 10 ** chance.uniform(-4, 0),
+            alpha if i % 3 == 2 else 0.0,
+            chance.choice([0.0, 1e-3, 5.0]),
+        )
+        for i in range(count)
+    ]
+
+
+def interrupted(
+    points: list[Point], task: Task, training: Training, together: int, seed: int
+) -> list[PointResult]:
+    """The pack, saved and read back in a new object at random steps."""
+    chance, pack = random.Random(seed), PackRun(points, task, training, together=together)
+    while not pack.done:
+        pack.advance(0.0)
+        if chance.random() < 0.2:
+            file = io.BytesIO()
+            torch.save(pack.state_dict(), file)
+            file.seek(0)
+            pack = PackRun(points, task, training, together=together)
+            pack.load_state_dict(torch.load(file, weights_only=True))
+    return pack.results
+
+
+# --------------------------------------------------------------------------- to the bit
+
+
+OPTIMISERS = [
+    {},
+    {"momentum": 0.9, "seeds": 2},
+    {"optimiser": "nesterov", "lyapunov": False},
+    {"optimiser": "adamw", "ks": (1, 3, 5)},
+    {"optimiser": "rmsprop", "momentum": 0.5},
+    {"optimiser": "adadelta"},
+]
+
+
+@settings(max_examples=10)
+@given(
+    which=st.sampled_from(SOUND),
+    options=st.sampled_from(OPTIMISERS),
+    dtype=st.sampled_from(["float32", "float64"]),
+    alpha=st.sampled_from([0.0, 0.5]),
+    together=st.integers(1, 20),
+    seed=st.integers(0, 99),
+)
+def test_packed_equals_alone_to_the_bit(
+    which: tuple[str, dict[str, Any], str],
+    options: dict[str, Any],
+    dtype: str,
+    alpha: float,
+    together: int,
+    seed: int,
+) -> None:
+    """In any order, with any number of places, saved and restored; with a regulariser too."""
+    name, task_options, backend = which
+    task = get_task(name, **task_options)
+    given = {"steps": 20, "dtype": dtype, "backend": backend, "sharpness": seed % 4 == 0, **options}
+    training = checked_training(given)
+    points = points_of(name, 3, seed, alpha)
+    alone = [evaluate([point], task, **given)[0] for point in points]
+    assert {r.replicates[0].backend for r in alone} <= {backend, "loop"}
+    assert evaluate(points, task, **given) == alone
+    assert evaluate(points[::-1], task, **given) == alone[::-1]
+    found = interrupted(points, task, training, together, seed)
+    assert found == alone
+    assert repr(found) == repr(alone)
+
+
+def test_freed_places_are_filled() -> None:
+    """Explosions end early; their places go to the next points, and nothing else changes."""
+    task = get_task("one-layer-cnn", **CNN)
+    points = [Point(0.5, 0.0, 50.0), Point(0.01, 0.0, 20.0)] * 3 + [Point(0.02, 0.0, 20.0)]
+    training = checked_training({"steps": 60, "lyapunov": False, "sharpness": False})
+    pack, most = PackRun(points, task, training, together=4), 0
+    while not pack.done:
+        pack.advance(0.0)
+        most = max(most, len(pack._parts[0].run.records))
+    assert most == 2
+    assert pack.results == evaluate(points, task, steps=60, lyapunov=False, sharpness=False)
+
+
+# --------------------------------------------------------------------------- against the loop
+
+
+@pytest.mark.parametrize(("name", "options", "backend"), SOUND)
+@pytest.mark.parametrize("settings", OPTIMISERS)
+def test_results_are_those_of_the_loop(
+    name: str, options: dict[str, Any], backend: str, settings: dict[str, Any]
+) -> None:
+    """In float64, at rates where nothing amplifies rounding errors."""
+    task = get_task(name, **options)
+    rate = 0.01 if name == "one-layer-cnn" else 1e-3
+    points = [Point(rate, 0.0, 0.1), Point(rate / 3), Point(1e200)]
+    given = {"steps": 24, "dtype": "float64", "seed": 3, **settings}
+    mine = evaluate(points, task, backend=backend, **given)
+    loop = evaluate(points, task, backend="loop", **given)
+    for one, other in zip(mine, loop, strict=True):
+        assert one.verdict.regime is other.verdict.regime
+        for a, b in zip(one.replicates, other.replicates, strict=True):
+            assert (a.backend, b.backend) == (backend, "loop")
+            assert (a.seed, a.steps_run, a.verdict.step) == (b.seed, b.steps_run, b.verdict.step)
+            assert a.curves.keys() == b.curves.keys()
+            assert a.evidence.keys() == b.evidence.keys()
+            if one.point.lr < 1:
+                losses = (r.curves["loss"].values for r in (a, b))
+                assert next(losses) == pytest.approx(next(losses), rel=1e-9)
+                for key in a.evidence.keys() - {"separation", "amplification", "upward_share"}:
+                    x, y = a.evidence[key], b.evidence[key]
+                    assert x == y or x == pytest.approx(y, rel=2e-3, abs=1e-4)
+
+
+def test_distances_of_float32_runs_are_of_the_same_size() -> None:
+    task = get_task("mnist-mlp", **MLP)
+    found = [
+        evaluate([Point(0.1)], task, steps=60, backend=b)[0].replicates[0]
+        for b in ("batched", "loop")
+    ]
+    sizes = [r.evidence["separation"] for r in found]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.5)
+
+
+# --------------------------------------------------------------------------- backends
+
+
+def stack_of(task: Task, count: int, dtype: torch.dtype) -> Stack:
+    rows = zip(*(task.module(seed).to(dtype).parameters() for seed in range(count)), strict=True)
+    return [torch.stack([p.detach() for p in row]) for row in rows]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A chain of every layer that `Batched` knows, and a sigmoid."""
+
+    name: ClassVar[str] = "chain"
+    metric_name: ClassVar[str] = "error"
+    regularised_layer: ClassVar[str] = ""
+    stand_in: ClassVar[str | None] = None
+    loss: ClassVar[Loss] = MEAN_SQUARED_ERROR
+    batch: ClassVar[int | None] = None
+
+    def module(self, seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return nn.Sequential(
+                nn.Sequential(nn.Conv2d(2, 3, 3, padding=1, bias=False), nn.ReLU()),
+                nn.MaxPool2d(2),
+                nn.Conv2d(3, 4, 2, stride=2, dilation=1, groups=1),
+                nn.SiLU(),
+                nn.Flatten(),
+                nn.Linear(16, 5, bias=False),
+                nn.Sigmoid(),
+                nn.Linear(5, 3),
+                nn.Tanh(),
+            ).double()
+
+    def train_data(self) -> tuple[Tensor, Tensor]:
+        random = torch.Generator().manual_seed(0)
+        shapes = (7, 2, 8, 8), (7, 3)
+        one, two = (torch.randn(s, generator=random, dtype=torch.float64) for s in shapes)
+        return one, two
+
+    def test_data(self) -> tuple[Tensor, Tensor]:
+        return self.train_data()
+
+    def metric(self, outputs: Tensor, targets: Tensor) -> float:
+        return float(F.mse_loss(outputs, targets))
+
+
+@pytest.mark.parametrize("kind", [Batched, Vectorised])
+@pytest.mark.parametrize(
+    "task",
+    [Chain(), get_task("mnist-mlp", **MLP), get_task("mnist-regression", samples=6, batch_size=6)],
+    ids=lambda task: task.name,
+)
+def test_gradients_are_those_of_autograd(kind: Any, task: Task) -> None:
+    module, stack = task.module(0), stack_of(task, 5, torch.float64)
+    inputs, targets = task.train_data()
+    for backend in (kind(module, task.loss), Chunks(kind(module, task.loss), 2)):
+        for each in (False, True):
+            batch = (inputs, targets)
+            if each:
+                rows = torch.arange(5)[:, None] + torch.arange(len(inputs) - 4)
+                batch = inputs[rows], targets[rows]
+            losses, gradients = backend.gradients(stack, *batch, each)
+            expected = Loop(module, task.loss).gradients(stack, *batch, each)
+            torch.testing.assert_close(losses, expected[0], rtol=1e-12, atol=1e-14)
+            torch.testing.assert_close(list(gradients), expected[1], rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(backend.losses(stack, *batch, each), losses)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("distinct", [True, False])
+def test_the_exact_program_of_the_one_layer_cnn(dtype: torch.dtype, distinct: bool) -> None:
+    """Against autograd through every patch of the image."""
+    task = get_task("one-layer-cnn", **CNN, distinct=distinct)
+    plain = get_task("one-layer-cnn", **CNN, distinct=False)
+    stack = stack_of(task, 6, dtype)
+    inputs, targets = (t.to(dtype) for t in task.train_data())
+    losses, [gradient] = task.ensemble().gradients(stack, inputs, targets, False)  # type: ignore[attr-defined]
+    wide = [p.double() for p in stack]
+    reference = Loop(plain.module(0), plain.loss).gradients(wide, *plain.train_data(), False)
+    rtol, atol = (1e-12, 1e-12) if dtype == torch.float64 else (1e-5, 1e-6)
+    torch.testing.assert_close(losses.double(), reference[0], rtol=rtol, atol=atol)
+    torch.testing.assert_close(gradient.double(), reference[1][0], rtol=rtol, atol=atol)
+
+
+def test_what_batched_layers_do_not_fit() -> None:
+    class Mine(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    def tied() -> nn.Module:
+        one = nn.Linear(3, 3)
+        return nn.Sequential(one, one)
+
+    hooked = nn.Linear(3, 3)
+    hooked.register_forward_hook(lambda *_: None)
+    frozen = nn.Linear(3, 3)
+    frozen.weight.requires_grad_(False)
+    for module in (
+        nn.Sequential(nn.Linear(3, 3), Mine()),
+        nn.Sequential(nn.Linear(3, 3), nn.Dropout()),
+        nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)),
+        nn.Sequential(nn.Conv2d(1, 1, 3, padding_mode="circular")),
+        nn.Sequential(nn.Linear(3, 3), nn.Flatten(0)),
+        nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3)),
+        tied(),
+        nn.Sequential(hooked),
+        nn.Sequential(frozen),
+    ):
+        assert not Batched.fits(module)
+    assert Batched.fits(Chain().module(0))
+
+
+# --------------------------------------------------------------------------- the choice
+
+
+def bench_of(task: Task, **given: Any) -> Bench:
+    return Bench.of(task, Training(**given))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("name", "options", "backends"), TASKS)
+def test_the_first_sound_backend_is_chosen(
+    name: str, options: dict[str, Any], backends: tuple[str, ...], dtype: str
+) -> None:
+    with deterministic("cpu"):
+        backend, struck = choose(bench_of(get_task(name, **options), dtype=dtype))
+    assert backend is not None
+    assert backend.name == backends[0]
+    assert struck == {}
+
+
+class Leaky(Batched):
+    """Adds a little of all losses to each."""
+
+    def gradients(
+        self, stack: Stack, inputs: Tensor, targets: Tensor, each: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        losses, gradients = super().gradients(stack, inputs, targets, each)
+        return losses + 1e-12 * losses.sum(), gradients
+
+
+class Broken(Batched):
+    def losses(self, *_: Any) -> Tensor:
+        raise RuntimeError("no kernel\nfor this")
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [(Leaky, r"results change where trajectories \[0\]"), (Broken, "fails: RuntimeError: no kern")],
+)
+def test_an_unsound_backend_is_not_used_and_the_log_says_why(
+    kind: Any, reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module_under_test, "Batched", kind)
+    bench = bench_of(get_task("mnist-mlp", **MLP), dtype="float64")
+    with caplog.at_level("INFO", "stabmap"):
+        backend, struck = choose(bench)
+    assert backend is not None
+    assert backend.name == "vmap"
+    assert list(struck) == ["batched"]
+    assert re.search(reason, struck["batched"])
+    assert re.search(reason, caplog.text)
+    with pytest.raises(InputError, match=r"backend = 'batched': .*; use auto or loop"):
+        choose(bench, "batched")
+
+
+def test_a_slow_backend_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_under_test, "SLOWER", 0.0)
+    backend, struck = choose(bench_of(get_task("mnist-mlp", **MLP)))
+    assert backend is None
+    assert all("times as long as the loop" in reason for reason in struck.values())
+    [result] = evaluate([Point(0.1)], get_task("mnist-mlp", **MLP), steps=20)
+    assert result.replicates[0].backend == "loop"
+
+
+def test_a_backend_that_a_task_does_not_have() -> None:
+    with pytest.raises(InputError, match="backend = 'exact': the task has no such backend; use"):
+        evaluate([Point(0.1)], get_task("mnist-mlp", **MLP), steps=20, backend="exact")
+    with pytest.raises(InputError, match="backend = 'fast'"):
+        evaluate([Point(0.1)], get_task("mnist-mlp", **MLP), steps=20, backend="fast")
+
+
+@dataclass(frozen=True)
+class Remembering(Chain):
+    """Its network has a state that each step changes."""
+
+    name: ClassVar[str] = "remembering"
+
+    def module(self, seed: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(128, 3), nn.BatchNorm1d(3)).double()
+
+
+def test_a_network_with_a_state_is_trained_by_the_loop() -> None:
+    [result] = evaluate([Point(0.01)], Remembering(), steps=20)
+    assert result.replicates[0].backend == "loop"
+
+
+# --------------------------------------------------------------------------- memory
+
+
+def out_of_memory_above(limit: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A device that holds `limit` replicates; the numbers that were tried."""
+    tried: list[int] = []
+    advance = EnsembleRun.advance
+
+    def limited(self: EnsembleRun) -> None:
+        tried.append(len(self.records))
+        if len(self.records) > limit and self.records[0].step == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        advance(self)
+
+    monkeypatch.setattr(EnsembleRun, "advance", limited)
+    return tried
+
+
+def test_out_of_memory_halves_the_pack_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = get_task("one-layer-cnn", **CNN)
+    points = points_of("one-layer-cnn", 9, 5)
+    expected = evaluate(points, task, steps=20)
+    tried = out_of_memory_above(2, monkeypatch)
+    assert evaluate(points, task, steps=20) == expected
+    assert set(tried) >= {9, 4, 2}
+    out_of_memory_above(0, monkeypatch)
+    with pytest.raises(UnreachableError, match="does not hold one replicate of task one-layer-cnn"):
+        evaluate(points, task, steps=20)
+
+
+def test_how_many_fit() -> None:
+    bench = bench_of(get_task("mnist-mlp", **MLP))
+    backend: Backend = Batched(bench.network(0, torch.float64), bench.task.loss)
+    assert most_trajectories(bench, backend) == 1024
+    large = bench_of(get_task("mnist-mlp", samples=2, width=2000))
+    numbers = 2000 * 795 + 10
+    found = most_trajectories(large, Batched(large.network(0, torch.float64), large.task.loss))
+    assert found == 2**30 // (8 * 16 * numbers) == 5

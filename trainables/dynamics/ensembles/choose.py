@@ -1,0 +1,164 @@
+"""Which backend trains a task: the first of a fixed list that is sound, and fast enough.
+
+The list is in the order of preference, and a trial run can only strike entries off it: those that
+fail, those whose results depend on what they are stacked with, and those much slower than the loop.
+A choice by the fastest time of the day would give another map another day.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from trainables.domain import InputError, Mistake
+from trainables.dynamics.ensembles.backend import Backend, Chunks, Loop, Stack
+from trainables.dynamics.ensembles.batched import Batched
+from trainables.dynamics.ensembles.vectorised import Vectorised
+from trainables.trajectory import Bench, cast
+
+log = logging.getLogger("stabmap")
+
+#: Trajectories of the trial, and how they are stacked in it.
+TRIAL = 5
+STACKINGS = ([0], [4], [1, 3], [3, 1, 0], [4, 3, 2, 1, 0])
+#: Times as slow as the loop that a backend is struck off for.
+SLOWER = 3.0
+#: Trajectories at a time on a processor, whose cache is small; a GPU takes all.
+CHUNK = 32
+
+#: Trajectories one after the other.
+LOOP = "loop"
+NAMES = ("auto", "exact", "batched", "vmap", LOOP)
+
+
+def candidates(bench: Bench) -> Iterator[Backend]:
+    """The backends that may suit a task, the preferred ones first."""
+    task = bench.task
+    exact = getattr(task, "ensemble", None)
+    if exact is not None:
+        yield exact()
+    module = bench.network(0, torch.float64)
+    if Batched.fits(module):
+        yield Batched(module, task.loss)
+    yield Vectorised(module, task.loss)
+
+
+def choose(bench: Bench, wanted: str = "auto") -> tuple[Backend | None, dict[str, str]]:
+    """The backend that trains a task.
+
+    Args:
+        bench: the task, its data and how it is trained.
+        wanted: one of `NAMES`, or `auto`.
+
+    Returns:
+        The backend, None for trajectories one after the other; and for each backend that was struck
+        off its name and why.
+
+    Raises:
+        InputError: the wanted backend does not suit the task, or is not sound here.
+    """
+    struck: dict[str, str] = {}
+    if wanted == LOOP:
+        return None, struck
+    trial = Trial.of(bench)
+    for backend in candidates(bench):
+        if wanted not in ("auto", backend.name):
+            continue
+        try:
+            reason = trial.dependence(backend)
+            if reason is None and wanted == "auto":
+                times = trial.seconds(backend) / trial.pace
+                slow = f"it takes {times:.1f} times as long as the loop"
+                reason = slow if times > SLOWER else None
+        except Exception as error:  # whatever a user's network cannot do
+            first = (str(error).splitlines() or [""])[0]
+            reason = f"it fails: {type(error).__name__}: {first[:200]}"
+        if reason is None:
+            if bench.inputs.device.type == "cpu":
+                backend = Chunks(backend, CHUNK)
+            return backend, struck
+        struck[backend.name] = reason
+        log.info("task %s: no ensemble backend %s: %s", bench.task.name, backend.name, reason)
+    if wanted == "auto":
+        return None, struck
+    law = struck.get(wanted, "the task has no such backend")
+    raise InputError([Mistake("backend", wanted, law, "use auto or loop")])
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One step of a few trajectories.
+
+    Args:
+        bench: the task, its data and how it is trained.
+        stack: parameters of `TRIAL` trajectories in the training's dtype.
+        inputs: one batch, or for mini-batches one for each trajectory, in float64.
+        targets: likewise.
+    """
+
+    bench: Bench
+    stack: Stack
+    inputs: Tensor
+    targets: Tensor
+
+    @classmethod
+    def of(cls, bench: Bench) -> Self:
+        """With initial weights from several seeds and the first rows of the data."""
+        networks = [
+            bench.network(seed, getattr(torch, bench.training.dtype)) for seed in range(TRIAL)
+        ]
+        rows = zip(*([p.detach() for p in n.parameters()] for n in networks), strict=True)
+        inputs, targets = bench.inputs64, bench.targets64
+        if bench.task.batch is not None:
+            chosen = torch.arange(TRIAL * bench.task.batch) % len(inputs)
+            chosen = chosen.reshape(TRIAL, -1).to(inputs.device)
+            inputs, targets = inputs[chosen], targets[chosen]
+        return cls(bench, [torch.stack(row) for row in rows], inputs, targets)
+
+    def dependence(self, backend: Backend) -> str | None:
+        """What differs, to the bit, when trajectories are stacked otherwise; None if nothing."""
+        everything = list(range(TRIAL))
+        whole = self._results(backend, everything)
+        for rows in STACKINGS:
+            part = self._results(backend, rows)
+            if not all(torch.equal(a, b[rows]) for a, b in zip(part, whole, strict=True)):
+                return f"results change where trajectories {rows} of {everything} are alone"
+        return None
+
+    def _results(self, backend: Backend, rows: list[int]) -> list[Tensor]:
+        """Losses and gradients, and losses in float64."""
+        each = not self.bench.full_batch
+        inputs, targets = (t[rows] if each else t for t in (self.inputs, self.targets))
+        stack = [p[rows] for p in self.stack]
+        dtype = stack[0].dtype
+        losses, gradients = backend.gradients(
+            stack, cast(inputs, dtype), cast(targets, dtype), each
+        )
+        watched = backend.losses([p.double() for p in stack], inputs, targets, each)
+        return [losses, watched, *gradients]
+
+    @property
+    def pace(self) -> float:
+        """Seconds of the loop."""
+        module = self.bench.network(0, torch.float64)
+        return self.seconds(Loop(module, self.bench.task.loss))
+
+    def seconds(self, backend: Backend) -> float:
+        """Of one step, the shorter of two."""
+        dtype, each = self.stack[0].dtype, not self.bench.full_batch
+        batch = cast(self.inputs, dtype), cast(self.targets, dtype)
+        # Other processes must not sway the choice.
+        clock = time.process_time if self.stack[0].device.type == "cpu" else time.perf_counter
+        times = []
+        for _ in range(2):
+            begin = clock()
+            losses, _ = backend.gradients(self.stack, *batch, each)
+            float(losses.sum())  # waits for a GPU
+            times.append(clock() - begin)
+        return min(times)

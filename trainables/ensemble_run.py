@@ -1,0 +1,315 @@
+"""Replicates of many points side by side: one program for all of their trajectories.
+
+Row r x m + j of a stacked tensor is trajectory j of replicate r: first all k, then, where the
+Lyapunov exponent is measured, the neighbour of the first. Every operation treats each row by
+itself, so what happens to a replicate does not depend on the others, to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainables.domain import Replicate
+from trainables.dynamics.distance import rel_l1_each
+from trainables.dynamics.ensembles.backend import Backend
+from trainables.dynamics.ensembles.rule import StackedOptimiser
+from trainables.dynamics.lyapunov import mean_rate, pulled, random_like
+from trainables.dynamics.optimisers import Slots
+from trainables.dynamics.thresholds import preconditioner_scaling
+from trainables.dynamics.torch_optimiser import optimiser_of
+from trainables.record import Record
+from trainables.replicate_run import PROBE_SAMPLES
+from trainables.trajectory import Bench
+
+
+@dataclass
+class _Gap:
+    """A replicate's neighbour: at which distance it is, and how fast that grew at each step."""
+
+    distance: float = math.nan
+    restarts: int = 0
+    rates: list[float] = field(default_factory=list)
+
+
+class EnsembleRun:
+    """Replicates that are trained together, a step at a time; they come and go.
+
+    Args:
+        bench: task, training and data; an optimiser whose steps are made entry by entry.
+        backend: gives losses and gradients.
+    """
+
+    def __init__(self, bench: Bench, backend: Backend) -> None:
+        self.bench, self.backend = bench, backend
+        self._records: list[Record] = []
+        training = bench.training
+        #: Trajectories that count, and all trajectories, of a replicate.
+        self._ks = len(training.ks)
+        self._rows = self._ks + training.lyapunov
+        self._parameters: list[Tensor] = []
+        self._slots: list[Slots] = []
+        self._gaps: list[_Gap] = []
+        self._rules: dict[int, StackedOptimiser] = {}
+        self._size = math.sqrt(bench.roundoff)
+
+    @property
+    def records(self) -> list[Record]:
+        """Those that are trained, in the order of their rows."""
+        return self._records
+
+    # ------------------------------------------------------------- coming and going
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Begin replicates: their weights come from their seeds."""
+        dtype = getattr(torch, self.bench.training.dtype)
+        networks = [self.bench.network(record.seed, dtype) for record in records]
+        starts = zip(*([p.detach() for p in n.parameters()] for n in networks), strict=True)
+        fresh = [torch.stack(s).repeat_interleave(self._rows, 0) for s in starts]
+        slots = [records[0].rule.init(p) for p in fresh]
+        if self.records:
+            fresh = [torch.cat(pair) for pair in zip(self._parameters, fresh, strict=True)]
+            slots = [
+                tuple(torch.cat(pair) for pair in zip(*both, strict=True))
+                for both in zip(self._slots, slots, strict=True)
+            ]
+        first = len(self.records)
+        self._parameters, self._slots = fresh, slots
+        self._records = [*self._records, *records]
+        self._gaps += [_Gap() for _ in records]
+        self._rules = {}
+        if self.bench.training.lyapunov:
+            self._restart(range(first, len(self.records)))
+
+    def take_finished(self) -> list[tuple[Record, Replicate]]:
+        """Judge the replicates that are done, and let them go."""
+        done = [i for i, record in enumerate(self.records) if record.done]
+        found = []
+        for i in done:
+            parameters = [p[i * self._rows].clone() for p in self._parameters]
+            exponent = mean_rate(self._gaps[i].rates[self.bench.training.steps // 2 :])
+            record = self.records[i]
+            found.append((record, record.result(parameters, exponent, self.backend.name)))
+        if done:
+            self._keep([i for i in range(len(self.records)) if i not in done])
+        return found
+
+    def _keep(self, kept: Sequence[int]) -> None:
+        rows = torch.tensor([i * self._rows + j for i in kept for j in range(self._rows)])
+        rows = rows.long().to(self._parameters[0].device)
+        self._parameters = [p[rows] for p in self._parameters]
+        self._slots = [tuple(s[rows] for s in slots) for slots in self._slots]
+        self._records = [self._records[i] for i in kept]
+        self._gaps = [self._gaps[i] for i in kept]
+        self._rules = {}
+
+    # ------------------------------------------------------------- a step
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """One update of every trajectory."""
+        rows = [self.bench.batch(record.seed, record.step) for record in self.records]
+        with torch.enable_grad():
+            losses, gradients = self.backend.gradients(self._parameters, *self._batch(rows))
+        before = self._parameters
+        self._update(gradients)
+        if self.bench.training.lyapunov:
+            self._pull_back()
+        self._observe(before, losses, rows)
+
+    def _batch(self, rows: Sequence[Any]) -> tuple[Tensor, Tensor, bool]:
+        bench = self.bench
+        if bench.full_batch:
+            return bench.inputs, bench.targets, False
+        chosen = torch.stack(list(rows)).repeat_interleave(self._rows, 0)
+        return bench.inputs[chosen], bench.targets[chosen], True
+
+    def _update(self, gradients: Sequence[Tensor]) -> None:
+        rules = self._stacked_rules()
+        moved = [
+            rules[p.ndim].step(p, g, slots, 0)
+            for p, g, slots in zip(self._parameters, gradients, self._slots, strict=True)
+        ]
+        self._parameters = [new for new, _ in moved]
+        self._slots = [slots for _, slots in moved]
+
+    def _stacked_rules(self) -> dict[int, StackedOptimiser]:
+        """One rule for each number of dimensions."""
+        training = self.bench.training
+        if self._rules and training.optimiser != "adam":
+            return self._rules
+        ks = [*training.ks, *[training.ks[0]] * (self._rows - self._ks)]
+        rules = [
+            optimiser_of(training, r.point.lr, r.point.weight_decay, k)
+            for r in self.records
+            for k in ks
+        ]
+        ages = [record.step for record in self.records for _ in ks]
+        likes = {p.ndim: p for p in self._parameters}
+        self._rules = {n: StackedOptimiser.of_rules(rules, ages, like) for n, like in likes.items()}
+        return self._rules
+
+    # ------------------------------------------------------------- neighbours
+
+    def _parts(self, tensors: Sequence[Tensor], j: int) -> list[Tensor]:
+        """Trajectory j of every replicate, (replicates, ...)."""
+        return [t[j :: self._rows] for t in tensors]
+
+    def _distances(self, replicates: Sequence[int] | slice = slice(None)) -> Tensor:
+        base, other = (self._parts(self._parameters, j) for j in (0, self._ks))
+        pairs = zip(base, other, strict=True)
+        gaps = [b[replicates].double() - a[replicates].double() for a, b in pairs]
+        return _norms(gaps)
+
+    def _restart(self, replicates: Sequence[int]) -> None:
+        """Put neighbours at random points at the right distance from their base."""
+        base, other = (self._parts(self._parameters, j) for j in (0, self._ks))
+        for i in replicates:
+            gap = self._gaps[i]
+            mine = [p[i] for p in base]
+            generator = torch.Generator().manual_seed(self.records[i].seed + gap.restarts)
+            gap.restarts += 1
+            noise = random_like(mine, generator)
+            factor = self._size * _norm(mine) / _norm(noise)
+            for p, q, d in zip(mine, other, noise, strict=True):
+                q[i] = p.double() + factor * d
+            for slots in self._slots:
+                for s in slots:
+                    s[i * self._rows + self._ks] = s[i * self._rows]
+            gap.distance = float(self._distances([i])[0])
+
+    def _pull_back(self) -> None:
+        """Measure how far each neighbour went, and bring it back to its distance."""
+        size = _norms(self._parts(self._parameters, 0))
+        moved = self._distances()
+        sizes, moves = size.tolist(), moved.tolist()
+        lost = []
+        for i, (gap, s, d) in enumerate(zip(self._gaps, sizes, moves, strict=True)):
+            if not math.isfinite(s) or gap.distance == 0:
+                gap.rates.append(math.nan)
+            elif d == 0 or not math.isfinite(d):
+                lost.append(i)
+                gap.rates.append(math.inf)
+            else:
+                gap.rates.append(math.log(d / gap.distance))
+        factor = self._size * size / moved
+        for tensors in (self._parameters, *zip(*self._slots, strict=True)):
+            for t in tensors:
+                t[self._ks :: self._rows] = pulled(
+                    t[:: self._rows], t[self._ks :: self._rows], factor
+                )
+        for gap, distance in zip(self._gaps, self._distances().tolist(), strict=True):
+            if math.isfinite(gap.rates[-1]):
+                gap.distance = distance
+        self._restart(lost)
+
+    # ------------------------------------------------------------- observations
+
+    def _observe(self, before: Sequence[Tensor], losses: Tensor, rows: Sequence[Any]) -> None:
+        base = self._parts(before, 0)
+        after = self._parts(self._parameters, 0)
+        watchers = [i for i, record in enumerate(self.records) if record.watches]
+        objectives = self._objectives(base, losses[:: self._rows], watchers)
+        change = rel_l1_each(after, base)
+        others = [self._parts(self._parameters, j) for j in range(1, self._ks)]
+        separation = [rel_l1_each(after, other) for other in others]
+        losses = losses.double().reshape(-1, self._rows)[:, : self._ks]
+        columns = torch.cat([losses, torch.stack([change, *separation], 1)], 1).tolist()
+        compared = [] if self.bench.full_batch else self._compared(base, after, rows)
+        watched = dict(zip(watchers, objectives.tolist(), strict=True))
+        for i, (record, column) in enumerate(zip(self.records, columns, strict=True)):
+            if i in watched:
+                record.watch(watched[i])
+            if compared:
+                record.compare(*compared[i])
+            if record.photographs:
+                self._photograph(i)
+            record.move(column[: self._ks], column[self._ks], column[self._ks + 1 :])
+
+    def _objectives(self, base: list[Tensor], losses: Tensor, watchers: list[int]) -> Tensor:
+        """Objectives in float64 before the update, of those replicates that are watched."""
+        bench = self.bench
+        if bench.full_batch:
+            if bench.training.dtype == "float64":
+                return losses + self._decay_terms(base, watchers)
+            data = bench.inputs64, bench.targets64
+        else:
+            data = bench.inputs64[:PROBE_SAMPLES], bench.targets64[:PROBE_SAMPLES]
+            base = [p[watchers] for p in base]
+        return self._objective(base, watchers, *data, False)
+
+    def _compared(
+        self, base: list[Tensor], after: list[Tensor], rows: Sequence[Any]
+    ) -> list[list[float]]:
+        """Objectives of each replicate's own mini-batch, before and after."""
+        chosen, everyone = torch.stack(list(rows)), range(len(rows))
+        batch = self.bench.inputs64[chosen], self.bench.targets64[chosen]
+        pair = [self._objective(p, everyone, *batch, True) for p in (base, after)]
+        found: list[list[float]] = torch.stack(pair, 1).tolist()
+        return found
+
+    def _objective(
+        self,
+        parameters: list[Tensor],
+        replicates: Sequence[int],
+        inputs: Tensor,
+        targets: Tensor,
+        each: bool,
+    ) -> Tensor:
+        if not replicates:
+            return torch.empty(0)
+        losses = self.backend.losses([p.double() for p in parameters], inputs, targets, each)
+        return losses + self._decay_terms(parameters, replicates)
+
+    def _decay_terms(self, parameters: list[Tensor], replicates: Sequence[int]) -> Tensor:
+        decays = [self.records[i].point.weight_decay for i in replicates]
+        strengths = torch.tensor(decays, dtype=torch.float64, device=parameters[0].device)
+        # Where there is no decay an infinite parameter must not matter.
+        return torch.where(strengths > 0, 0.5 * strengths * _squares(parameters), 0.0)
+
+    def _photograph(self, i: int) -> None:
+        record, row = self.records[i], i * self._rows
+        slots = [tuple(s[row] for s in slots) for slots in self._slots]
+        scaling = preconditioner_scaling(record.rule, slots, record.step + 1)
+        record.photograph([p[row] for p in self._parameters], scaling)
+
+    # ------------------------------------------------------------- interruptions
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the rest of the run depends on."""
+        return {
+            "parameters": [p.clone() for p in self._parameters],
+            "slots": [tuple(s.clone() for s in slots) for slots in self._slots],
+            "gaps": [[g.distance, g.restarts, list(g.rates)] for g in self._gaps],
+            "records": [record.state_dict() for record in self.records],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], records: Sequence[Record]) -> None:
+        """Go on from `state_dict`, to the bit, with new records of the same replicates."""
+        device = self.bench.training.device
+        self._parameters = [p.to(device, copy=True) for p in state["parameters"]]
+        self._slots = [tuple(s.to(device, copy=True) for s in slots) for slots in state["slots"]]
+        self._gaps = [_Gap(d, n, list(rates)) for d, n, rates in state["gaps"]]
+        self._records = list(records)
+        self._rules = {}
+        for record, saved in zip(self.records, state["records"], strict=True):
+            record.load_state_dict(saved)
+
+
+def _squares(tensors: Sequence[Tensor]) -> Tensor:
+    """(rows,) sums of squares over all tensors of shape (rows, ...), in float64."""
+    found: Tensor = sum((t.double() ** 2).flatten(1).sum(1) for t in tensors)  # type: ignore[assignment]
+    return found
+
+
+def _norms(tensors: Sequence[Tensor]) -> Tensor:
+    return _squares(tensors).sqrt()
+
+
+def _norm(tensors: Sequence[Tensor]) -> float:
+    return float(_norms([t[None] for t in tensors])[0])

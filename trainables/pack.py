@@ -1,0 +1,233 @@
+"""A pack of points on one device: what trains together, what waits, what is done."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+
+from trainables.domain import (
+    TORCH_OPTIMISER,
+    Point,
+    PointResult,
+    Replicate,
+    Training,
+    UnreachableError,
+    replicate_seed,
+)
+from trainables.dynamics.ensembles.choose import LOOP, choose
+from trainables.dynamics.ensembles.memory import most_trajectories
+from trainables.ensemble_run import EnsembleRun
+from trainables.record import Record
+from trainables.replicate_run import LoopRun
+from trainables.tasks import Task
+from trainables.trajectory import Bench, deterministic
+
+log = logging.getLogger("stabmap")
+
+#: A replicate of the pack: index of its point, index among the replicates of this pack.
+Job = tuple[int, int]
+
+
+class Run(Protocol):
+    """Replicates that are trained together."""
+
+    @property
+    def records(self) -> list[Record]:
+        """Those that are trained."""
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Begin replicates."""
+
+    def advance(self) -> None:
+        """One update of every trajectory."""
+
+    def take_finished(self) -> list[tuple[Record, Replicate]]:
+        """Judge the replicates that are done, and let them go."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the rest of the run depends on."""
+
+    def load_state_dict(self, state: Mapping[str, Any], records: Sequence[Record]) -> None:
+        """Go on from `state_dict`, to the bit, with new records of the same replicates."""
+
+
+@dataclass
+class _Part:
+    """A run, what waits for a place in it, and how many places there are."""
+
+    run: Run
+    places: int
+    backend: str
+    waiting: deque[Job] = field(default_factory=deque)
+
+
+class PackRun:
+    """A pack of points, trained side by side; may be stopped and continued to the bit.
+
+    A point's result depends neither on the other points of the pack nor on where it was stopped.
+
+    Args:
+        points: the points, in order.
+        task: the task.
+        training: how each point is trained.
+        first: number of the first replicate of each point, where earlier ones were trained before.
+        together: trajectories that are trained together at most; None takes as many as fit.
+    """
+
+    def __init__(
+        self,
+        points: Sequence[Point],
+        task: Task,
+        training: Training,
+        first: Sequence[int] | None = None,
+        together: int | None = None,
+    ) -> None:
+        self.points = tuple(points)
+        #: Results of the first points, as far as they are complete.
+        self.results: list[PointResult] = []
+        self._first = tuple(first or [0] * len(self.points))
+        self._bench = Bench.of(task, training)
+        self._together = together
+        self._found: dict[Job, Replicate] = {}
+
+    @property
+    def done(self) -> bool:
+        """Whether every point has its result."""
+        return len(self.results) == len(self.points)
+
+    def advance(self, seconds: float | None = None) -> list[PointResult]:
+        """Train until the pack is done or, at a step boundary, until `seconds` have passed.
+
+        Returns:
+            The results that were completed in this call, in the order of the points. One is
+            handed out when those of all points before it are complete.
+
+        Raises:
+            UnreachableError: not even one replicate fits into the memory.
+        """
+        start = time.monotonic()
+        known = len(self.results)
+        with deterministic(self._bench.training.device):
+            while not self.done:
+                for part in self._parts:
+                    self._advance_part(part)
+                self._collect()
+                if seconds is not None and time.monotonic() - start >= seconds:
+                    break
+        return self.results[known:]
+
+    def _advance_part(self, part: _Part) -> None:
+        room = min(part.places - len(part.run.records), len(part.waiting))
+        try:
+            if room > 0:
+                part.run.add([self._record(part.waiting.popleft()) for _ in range(room)])
+            if part.run.records:
+                part.run.advance()
+        except torch.OutOfMemoryError as error:
+            self._halve(part, error)
+            return
+        for record, replicate in part.run.take_finished():
+            self._found[record.job] = replicate
+
+    def _halve(self, part: _Part, error: Exception) -> None:
+        """Begin again with half as many places: no point is lost, and none of its bits changes."""
+        jobs = [record.job for record in part.run.records]
+        if len(jobs) <= 1:
+            raise UnreachableError(
+                f"device {self._bench.training.device}: its memory does not hold one replicate of "
+                f"task {self._bench.task.name} ({error}); use fewer ks, a smaller batch or network"
+            ) from error
+        part.places = len(jobs) // 2
+        log.warning("out of memory: %d replicates together instead of %d", part.places, len(jobs))
+        part.waiting.extendleft(reversed(jobs))
+        part.run = self._new_run(part.backend)
+        torch.cuda.empty_cache()
+
+    def _collect(self) -> None:
+        seeds = range(self._bench.training.seeds)
+        while not self.done:
+            jobs = [(len(self.results), j) for j in seeds]
+            if not all(job in self._found for job in jobs):
+                break
+            replicates = tuple(self._found.pop(job) for job in jobs)
+            self.results.append(PointResult(self.points[len(self.results)], replicates))
+
+    # ------------------------------------------------------------- what trains where
+
+    @cached_property
+    def _parts(self) -> list[_Part]:
+        """What is trained in a stack, and what one after the other."""
+        jobs = [(i, j) for i in range(len(self.points)) for j in range(self._bench.training.seeds)]
+        stacked = [job for job in jobs if self._stacks(self.points[job[0]])]
+        parts = []
+        if stacked and self._backend is not None:
+            rows = len(self._bench.training.ks) + self._bench.training.lyapunov
+            together = self._together or most_trajectories(self._bench, self._backend)
+            name = self._backend.name
+            places = max(together // rows, 1)
+            parts.append(_Part(self._new_run(name), places, name, deque(stacked)))
+            jobs = [job for job in jobs if job not in set(stacked)]
+        return [*parts, _Part(self._new_run(LOOP), 1, LOOP, deque(jobs))]
+
+    def _stacks(self, point: Point) -> bool:
+        """Whether nothing stands in the way of training a point in a stack."""
+        return point.alpha == 0 and not self._bench.training.optimiser.startswith(TORCH_OPTIMISER)
+
+    @cached_property
+    def _backend(self) -> Any:
+        return choose(self._bench, self._bench.training.backend)[0]
+
+    def _new_run(self, backend: str) -> Run:
+        if backend == LOOP:
+            return LoopRun()
+        return EnsembleRun(self._bench, self._backend)
+
+    def _record(self, job: Job) -> Record:
+        index, number = job
+        point = self.points[index]
+        seed = replicate_seed(self._bench.training.seed, point, self._first[index] + number)
+        return Record(self._bench, point, seed, job)
+
+    # ------------------------------------------------------------- interruptions
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the rest of the pack depends on: tensors, numbers, texts, lists, dicts."""
+        found = [
+            [*job, PointResult(self.points[job[0]], (replicate,)).to_dict()]
+            for job, replicate in self._found.items()
+        ]
+        return {
+            "results": [result.to_dict() for result in self.results],
+            "found": found,
+            "parts": [_saved(part) for part in self._parts_begun()],
+        }
+
+    def _parts_begun(self) -> Iterator[_Part]:
+        with deterministic(self._bench.training.device):
+            yield from self._parts
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`, to the bit."""
+        self.results = [PointResult.from_dict(d) for d in state["results"]]
+        self._found = {(i, j): PointResult.from_dict(d).replicates[0] for i, j, d in state["found"]}
+        with deterministic(self._bench.training.device):
+            for part, saved in zip(self._parts, state["parts"], strict=True):
+                part.waiting = deque((i, j) for i, j in saved["waiting"])
+                records = [self._record((i, j)) for i, j in saved["jobs"]]
+                part.run = self._new_run(part.backend)
+                part.run.load_state_dict(saved["run"], records)
+
+
+def _saved(part: _Part) -> dict[str, Any]:
+    return {
+        "waiting": [list(job) for job in part.waiting],
+        "jobs": [list(record.job) for record in part.run.records],
+        "run": part.run.state_dict(),
+    }

@@ -1,0 +1,251 @@
+"""What is seen along one replicate, all k of one point and one seed, and the verdict on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainables.domain import Curve, Point, Reason, Replicate
+from trainables.dynamics.curvature import sharpness
+from trainables.dynamics.optimisers import Optimiser
+from trainables.dynamics.thresholds import stability_ratio
+from trainables.dynamics.torch_optimiser import optimiser_of
+from trainables.trajectory import Bench
+from trainables.verdict import EXPLOSION, Observations, judge
+
+#: Points kept of a curve.
+CURVE_POINTS = 64
+#: Steps of the second half at which the sharpness is measured.
+SHARPNESS_SAMPLES = 8
+#: Rounding floor over the loss at the start, at most: a momentum near 1 must not swallow all moves.
+LARGEST_FLOOR = 1e-6
+
+
+class Record:
+    """Observations of one replicate, a step at a time, whoever trains it.
+
+    Args:
+        bench: task, training and data.
+        point: the point.
+        seed: seed of initial weights and data order.
+        job: what its owner knows it by.
+    """
+
+    def __init__(
+        self, bench: Bench, point: Point, seed: int, job: tuple[int, int] = (0, 0)
+    ) -> None:
+        self.bench, self.point, self.seed, self.job = bench, point, seed, job
+        training = bench.training
+        self.loss = bench.loss(point.alpha)
+        self._stride = 1 if bench.full_batch else max(1, min(10, training.steps // 40))
+        half = training.steps // 2
+        self._sharpness_steps = frozenset(
+            np.linspace(half, training.steps - 1, SHARPNESS_SAMPLES).astype(int).tolist()
+            if bench.full_batch and training.sharpness and self._threshold_known()
+            else ()
+        )
+        self.step = 0
+        self.ended: int | None = None
+        self.ended_by: Reason | None = None
+        self._loss_steps: list[int] = []
+        self._loss: list[float] = []
+        self._change: list[float] = []
+        self._separation: list[list[float]] = []
+        self._ascent: list[bool] = []
+        self._snapshots: list[dict[str, Any]] = []
+
+    @cached_property
+    def rule(self) -> Optimiser:
+        """The update rule of the base trajectory."""
+        training = self.bench.training
+        return optimiser_of(training, self.point.lr, self.point.weight_decay, training.ks[0])
+
+    @cached_property
+    def mirror(self) -> nn.Module:
+        """The network in float64, for diagnostics; its values are those of the last question."""
+        return self.bench.network(self.seed, torch.float64)
+
+    def _threshold_known(self) -> bool:
+        """Whether the optimiser's threshold holds for what is trained."""
+        kept = self.point.alpha == 0 or self.bench.stabiliser.keeps_threshold
+        return self.rule.splits and kept
+
+    @property
+    def done(self) -> bool:
+        """Whether the verdict is settled: full length, or blown up."""
+        return self.ended is not None or self.step >= self.bench.training.steps
+
+    # ------------------------------------------------------------- along the training
+
+    @property
+    def watches(self) -> bool:
+        """Whether the objective is looked at before this step's update."""
+        return self.step % self._stride == 0
+
+    @property
+    def photographs(self) -> bool:
+        """Whether the parameters are kept after this step's update, for the sharpness."""
+        return self.step in self._sharpness_steps
+
+    def watch(self, objective: float) -> None:
+        """Take note of the objective before this step's update, in float64, decay included."""
+        self._loss_steps.append(self.step)
+        self._loss.append(objective)
+
+    def compare(self, before: float, after: float) -> None:
+        """Take note of the objective on this step's mini-batch before and after the update."""
+        noise = 8 * self.bench.roundoff * abs(before)
+        self._ascent.append(not after - before <= noise)
+
+    def move(self, losses: Sequence[float], change: float, separation: Sequence[float]) -> None:
+        """End this step.
+
+        Args:
+            losses: of the batch before the update, one a k.
+            change: RelL1 between the base trajectory after and before the update.
+            separation: RelL1 between the base trajectory and each other k after the update.
+        """
+        self._look_for_blow_up(losses, [change, *separation])
+        if self.ended is None:
+            self._change.append(change)
+            self._separation.append(list(separation))
+        self.step += 1
+        if self.ended is not None:
+            self.ended = self.step
+
+    def photograph(self, parameters: Iterable[Tensor], scaling: Tensor | None) -> None:
+        """Keep the parameters of the base trajectory after this step's update; before `move`."""
+        # On the processor: eight copies of a network are too many for a shared GPU.
+        kept = [p.detach().to("cpu", copy=True) for p in parameters]
+        held = None if scaling is None else scaling.cpu()
+        self._snapshots.append({"step": self.step, "parameters": kept, "scaling": held})
+
+    def _look_for_blow_up(self, losses: Sequence[float], distances: Sequence[float]) -> None:
+        objective = self._loss[-1]
+        if not np.isfinite([*losses, objective, *distances]).all():
+            self.ended, self.ended_by = self.step, Reason.NON_FINITE
+        elif max(*losses, objective) > EXPLOSION * max(self._loss[0], 1.0):
+            self.ended, self.ended_by = self.step, Reason.EXPLODED
+
+    # ------------------------------------------------------------- the verdict
+
+    @torch.no_grad()
+    def network(self, parameters: Sequence[Tensor]) -> nn.Module:
+        """The mirror with these parameters."""
+        for mirror, value in zip(self.mirror.parameters(), parameters, strict=True):
+            mirror.copy_(value)
+        return self.mirror
+
+    def _sharpness_ratios(self) -> list[float]:
+        """Sharpness over threshold at the snapshots; measured after the run, on the base k."""
+        ratios, rule = [], self.rule
+        for snapshot in self._snapshots:
+            scaling, decay = None, 0.0
+            if snapshot["scaling"] is not None:
+                scaling = snapshot["scaling"].numpy()
+                decay = rule.weight_decay if rule.coupled else 0.0
+            top = sharpness(
+                self.network(snapshot["parameters"]),
+                self.loss.value,
+                self.bench.inputs64,
+                self.bench.targets64,
+                scaling,
+                decay,
+            ).value
+            ratios.append(stability_ratio(rule, top))
+        return ratios
+
+    def result(
+        self, parameters: Sequence[Tensor], exponent: float | None, backend: str = "loop"
+    ) -> Replicate:
+        """Judge what was seen. Call it when `done`.
+
+        Args:
+            parameters: of the base trajectory at the end.
+            exponent: the Lyapunov exponent, where it was measured.
+            backend: what trained it.
+        """
+        training = self.bench.training
+        full = self.ended is None
+        ratios = self._sharpness_ratios() if full else []
+        separation = np.array(self._separation, dtype=np.float64).reshape(
+            len(self._separation), len(training.ks) - 1
+        )
+        seen = Observations(
+            steps=training.steps,
+            roundoff=self.bench.roundoff,
+            loss_steps=np.array(self._loss_steps, dtype=np.float64),
+            loss=np.array(self._loss, dtype=np.float64),
+            change=np.array(self._change, dtype=np.float64),
+            separation=separation.T,
+            ascent=None if self.bench.full_batch else np.array(self._ascent, dtype=np.float64),
+            floor=self._loss_floor(parameters),
+            descends=training.optimiser in ("sgd", "torch.optim.SGD") and not training.momentum,
+            momentum=training.momentum or 0.0,
+            sharpness=np.array(ratios, dtype=np.float64),
+            ended=self.ended,
+            ended_by=self.ended_by,
+        )
+        verdict, evidence = judge(seen)
+        evidence["metric"] = self._metric(parameters) if full else None
+        if training.lyapunov:
+            evidence["lyapunov_exponent"] = exponent
+        curves = {"loss": _curve(self._loss_steps, self._loss)}
+        for k, column in zip(training.ks[1:], separation.T, strict=True):
+            curves[f"rel_l1_k{k}"] = _curve(range(1, len(column) + 1), column)
+        if ratios:
+            curves["sharpness_ratio"] = _curve([s["step"] for s in self._snapshots], ratios)
+        return Replicate(self.seed, verdict, self.step, evidence, curves, backend)
+
+    def _loss_floor(self, parameters: Sequence[Tensor]) -> float:
+        """Size of loss moves that rounding the parameters causes in the sharpest stable bowl.
+
+        The rounding error of a step is u ||theta||, a stable bowl has curvature at most of order
+        1 / lr, and momentum adds up 1 / (1 - momentum) steps. Within 2 % of the edge errors add up
+        over 25 steps more, which the loss feels squared. Without this a float32 training that has
+        reached a loss of 0 would be called oscillating for its last digits.
+        """
+        momentum = self.bench.training.momentum or 0.0
+        squares = sum(float((p.detach().double() ** 2).sum()) for p in parameters)
+        floor = 1000 * self.bench.roundoff**2 * squares / (1 - momentum) ** 2 / self.point.lr
+        return min(floor, LARGEST_FLOOR * abs(self._loss[0]))
+
+    @torch.no_grad()
+    def _metric(self, parameters: Sequence[Tensor]) -> float | None:
+        inputs, targets = (t.to(self.bench.training.device) for t in self.bench.task.test_data())
+        figure = float(self.bench.task.metric(self.network(parameters)(inputs), targets))
+        return figure if np.isfinite(figure) else None
+
+    # ------------------------------------------------------------- interruptions
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the rest depends on."""
+        return {
+            "step": self.step,
+            "ended": self.ended,
+            "ended_by": self.ended_by.value if self.ended_by else None,
+            "records": {name: list(getattr(self, name)) for name in _RECORDS},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`, to the bit."""
+        self.step, self.ended = state["step"], state["ended"]
+        self.ended_by = Reason(state["ended_by"]) if state["ended_by"] else None
+        for name in _RECORDS:
+            setattr(self, name, list(state["records"][name]))
+
+
+_RECORDS = ("_loss_steps", "_loss", "_change", "_separation", "_ascent", "_snapshots")
+
+
+def _curve(steps: Iterable[int], values: Iterable[float]) -> Curve:
+    pairs = [(int(s), float(v)) for s, v in zip(steps, values, strict=True) if np.isfinite(v)]
+    if len(pairs) > CURVE_POINTS:
+        keep = np.unique(np.linspace(0, len(pairs) - 1, CURVE_POINTS).round().astype(int))
+        pairs = [pairs[i] for i in keep]
+    return Curve(tuple(s for s, _ in pairs), tuple(v for _, v in pairs))
