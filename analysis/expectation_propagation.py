@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cholesky, solve_triangular
+from scipy.linalg.lapack import dpotrf, dtrtrs
 from scipy.special import log_ndtr, ndtr
 
 Array = NDArray[np.float64]
@@ -100,38 +100,50 @@ def propagate(covariance: Array, labels: Array, start: tuple[Array, Array] | Non
             the tolerance.
     """
     n = len(labels)
-    first = (np.zeros(n), np.zeros(n)) if start is None else start
-    sites = _sweep(covariance, labels, first, -np.inf, ROUGHLY)
-    return _sweep(covariance, labels, (sites.precision, sites.shift), LOG_LAPSE, TOLERANCE)
+    precision, shift = (np.zeros(n), np.zeros(n)) if start is None else start
+    state = _State.of(covariance, precision, shift)
+    state, _ = _sweep(covariance, labels, state, -np.inf, ROUGHLY)
+    return _sites(labels, *_sweep(covariance, labels, state, LOG_LAPSE, TOLERANCE))
 
 
-def _sweep(
-    covariance: Array,
-    labels: Array,
-    start: tuple[Array, Array],
-    log_lapse: float,
-    tolerance: float,
-) -> Sites:
-    """Update all sites until they stay."""
-    precision, shift = start
-    n = len(labels)
-    for sweep in range(SWEEPS):
+@dataclass(frozen=True)
+class _State:
+    """Sites, and what holds at each point with all of them and without its own."""
+
+    precision: Array
+    shift: Array
+    factor: Array
+    mean: Array
+    others: Array
+    other_mean: Array
+
+    @classmethod
+    def of(cls, covariance: Array, precision: Array, shift: Array) -> _State:
         root = np.sqrt(precision)
         scaled = root[:, None] * covariance
         inner = scaled * root
-        inner[np.diag_indices(n)] += 1
-        factor = cholesky(inner, lower=True, overwrite_a=True, check_finite=False)
-        half = solve_triangular(factor, scaled, lower=True, check_finite=False)
-        variance = np.maximum(np.diag(covariance) - (half**2).sum(0), SMALLEST)
+        inner.reshape(-1)[:: len(inner) + 1] += 1
+        factor = _cholesky(inner)
+        half = _solve_lower(factor, scaled)
+        variance = np.maximum(covariance.diagonal() - (half**2).sum(0), SMALLEST)
         mean = covariance @ shift - half.T @ (half @ shift)
         others = np.maximum(1 / variance - precision, SMALLEST)
         other_mean = (mean / variance - shift) / others
-        log_z, slope, bend = label_moments(labels, other_mean, 1 / others, log_lapse)
+        return cls(precision, shift, factor, mean, others, other_mean)
+
+
+def _sweep(
+    covariance: Array, labels: Array, state: _State, log_lapse: float, tolerance: float
+) -> tuple[_State, Array]:
+    """Update all sites until they stay; also the logarithms of the labels' probabilities."""
+    for sweep in range(SWEEPS):
+        precision, shift, others = state.precision, state.shift, state.others
+        log_z, slope, bend = label_moments(labels, state.other_mean, 1 / others, log_lapse)
         # A lapse can bend the wrong way; a site of next to no precision then leaves it out.
         bend = np.minimum(bend, -SMALLEST)
         left = np.maximum(1 + bend / others, SMALLEST)
         better = np.clip(-bend / left, SMALLEST, 1 / SMALLEST)
-        better_shift = (slope - other_mean * bend) / left
+        better_shift = (slope - state.other_mean * bend) / left
         change = np.maximum(
             np.abs(better - precision) / (others + better),
             np.abs(better_shift - shift) / np.sqrt(others + better),
@@ -139,18 +151,45 @@ def _sweep(
         if change.max() < tolerance or sweep == SWEEPS - 1:
             break  # before a step, so that sites and factor fit together
         step = _step(sweep)
-        shift = shift + step * (better_shift - shift)
-        precision = precision + step * (better - precision)
+        state = _State.of(
+            covariance,
+            precision + step * (better - precision),
+            shift + step * (better_shift - shift),
+        )
+    return state, log_z
+
+
+def _sites(labels: Array, state: _State, log_z: Array) -> Sites:
+    """What has settled, with the evidence."""
+    precision, shift, others = state.precision, state.shift, state.others
+    other_mean = state.other_mean
     evidence = (
         log_z.sum()
         + 0.5 * np.log1p(precision / others).sum()
-        - np.log(np.diag(factor)).sum()
-        + 0.5 * (shift @ mean - (shift**2 / (others + precision)).sum())
+        - np.log(state.factor.diagonal()).sum()
+        + 0.5 * (shift @ state.mean - (shift**2 / (others + precision)).sum())
         + 0.5
         * (other_mean * others / (precision + others) * (precision * other_mean - 2 * shift)).sum()
     )
     moments = np.stack([other_mean, 1 / others])
-    return Sites(precision, shift, factor, float(evidence), moments)
+    return Sites(precision, shift, state.factor, float(evidence), moments)
+
+
+def _cholesky(matrix: Array) -> Array:
+    """Lower factor of a symmetric matrix, which is overwritten.
+
+    LAPACK itself: scipy's checks take as long as the work where there are few points.
+    """
+    factor, failed = dpotrf(matrix, lower=True, clean=True, overwrite_a=True)
+    if failed:
+        raise np.linalg.LinAlgError(f"the leading minor of order {failed} is not positive")
+    return factor  # type: ignore[no-any-return]
+
+
+def _solve_lower(factor: Array, right: Array) -> Array:
+    """Solve with a lower factor."""
+    solution, _ = dtrtrs(factor, right, lower=True)
+    return solution  # type: ignore[no-any-return]
 
 
 def _step(sweep: int) -> float:

@@ -82,13 +82,15 @@ def evidence_frame(
         replicates = (before.replicates if before else ()) + result.replicates
         merged[result.point] = first, PointResult(result.point, replicates)
     rows = [
-        _row(number, result, (audits or {}).get(number, 0)) for number, result in merged.values()
+        evidence_row(number, result, (audits or {}).get(number, 0))
+        for number, result in merged.values()
     ]
     frame = pd.DataFrame(rows, columns=COLUMNS)
     return frame.astype({name: "float64" for name in EVIDENCE})
 
 
-def _row(number: int, result: PointResult, audit: int) -> dict[str, Any]:
+def evidence_row(number: int, result: PointResult, audit: int = 0) -> dict[str, Any]:
+    """One row of `evidence_frame`; None where evidence was not measured."""
     verdict = result.verdict
     regimes = [replicate.verdict.regime for replicate in result.replicates]
     row: dict[str, Any] = {"number": number}

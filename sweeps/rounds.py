@@ -150,6 +150,18 @@ class Rounds:
         """The map of all results so far."""
         return StabilityMap.of(self._spec.about(), self._results.items(), self._audits)
 
+    @property
+    def _needed(self) -> tuple[list[list[tuple[optuna.Trial, Point]]], bool]:
+        """The rounds that the next one depends on, and whether no audit waits to be judged."""
+        # Whether an audit ends the sweep is known when all of it is in.
+        judged = self._auditing == 0 or self._unasked > 0
+        return (self._rounds[:-1] if judged else self._rounds), judged
+
+    @property
+    def ready(self) -> bool:
+        """Whether the results are in that the next round depends on."""
+        return self.exhausted or all(self._complete(finished) for finished in self._needed[0])
+
     def propose(self) -> list[tuple[int, Point]] | None:
         """The next round, as numbered points.
 
@@ -158,11 +170,9 @@ class Rounds:
         """
         if self.exhausted:
             return []
-        # Whether an audit ends the sweep is known when all of it is in.
-        judged = self._auditing == 0 or self._unasked > 0
-        needed = self._rounds[:-1] if judged else self._rounds
-        if not all(self._complete(finished) for finished in needed):
+        if not self.ready:
             return None
+        needed, judged = self._needed
         while self._told < len(needed):
             self._tell(self._rounds[self._told])
             self._told += 1

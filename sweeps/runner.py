@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shutil
@@ -51,6 +52,8 @@ Ending = Literal["complete", "short", "interrupted"]
 CHECKPOINT_REPORTS = 5
 #: How often a pack is started again after its worker died, before the sweep gives up.
 RETRIES = 2
+#: Least time between two maps on the way; the last one is always recorded.
+MAP_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,7 @@ class _Session:
         self.searcher = PackSearcher(spec, self.rounds, self._known, self._take)
         self.interrupted = False
         self._begin = time.monotonic()
-        self._mapped = 0
+        self._mapped = time.monotonic()
         self._checked = False
 
     def run(self, address: str) -> Outcome:
@@ -229,6 +232,7 @@ class _Session:
         try:
             self._fit(scratch)
         finally:
+            self.searcher.close()
             self.progress.stop()
 
     def _ending(self) -> Ending:
@@ -249,18 +253,19 @@ class _Session:
             self.tracker.log_point(number, result, finished_at, repetition)
         return result
 
-    def _take(self, number: int, result: PointResult) -> None:
-        """A new result: to disk first, then to everyone else."""
+    def _take(self, results: list[tuple[int, PointResult]]) -> None:
+        """New results: to disk first, then to everyone else."""
         now = time.time()
-        repetition = self.rounds.repetition(number)
-        self.store.append(result, now, repetition)
-        self.progress.add(result, trained=True)
-        self.tracker.log_point(number, result, now, repetition)
+        numbered = [(n, result, self.rounds.repetition(n)) for n, result in results]
+        self.store.extend([(result, repetition) for _, result, repetition in numbered], now)
+        for number, result, repetition in numbered:
+            self.progress.add(result, trained=True)
+            self.tracker.log_point(number, result, now, repetition)
         if not self._checked:  # the first pack begins with the check, and raises if it fails
             self._checked = True
             self.tracker.tag("k_check", "k repeated and k doubled agree to the bit")
-        if len(self.rounds.results) >= self._mapped + self.spec.search.batch:
-            self._mapped = len(self.rounds.results)
+        if time.monotonic() - self._mapped >= MAP_SECONDS and self.rounds.results:
+            self._mapped = time.monotonic()
             self.tracker.log_map(self._map())
 
     def _map(self) -> StabilityMap:
@@ -296,12 +301,15 @@ class _Session:
                 stop=_Stop(self._over),
                 failure_config=tune.FailureConfig(max_failures=RETRIES),
                 checkpoint_config=tune.CheckpointConfig(
-                    num_to_keep=1, checkpoint_frequency=CHECKPOINT_REPORTS
+                    num_to_keep=1,
+                    checkpoint_frequency=CHECKPOINT_REPORTS,
+                    checkpoint_at_end=False,  # else Tune writes down all trials at the end of each
                 ),
                 verbose=0,
             ),
         )
-        results = tuner.fit()
+        with _no_files():
+            results = tuner.fit()
         if self.searcher.failure is not None:
             raise _not_kept(self.searcher.failure, self.spec, len(self.rounds.results))
         if results.errors and not self.interrupted:
@@ -355,6 +363,22 @@ class _Stop(tune.Stopper):
     def __getstate__(self) -> dict[str, Any]:
         """Pickled by Tune for a restore that is never made."""
         return {}
+
+
+@contextmanager
+def _no_files() -> Iterator[None]:
+    """Tune writes each report to three files a trial that nobody reads; not here."""
+    name, reader = "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "ray.tune.analysis.experiment_analysis"
+    former, level = os.environ.get(name), logging.getLogger(reader).level
+    os.environ[name] = "1"
+    logging.getLogger(reader).setLevel(logging.ERROR)  # at the end it looks for them
+    try:
+        yield
+    finally:
+        logging.getLogger(reader).setLevel(level)
+        del os.environ[name]
+        if former is not None:
+            os.environ[name] = former
 
 
 @contextmanager

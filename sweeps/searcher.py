@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from sweeps.spec import SweepSpec
 from trainables.domain import Point, PointResult
 
 Known = Callable[[int, Point], PointResult | None]
-Sink = Callable[[int, PointResult], None]
+Sink = Callable[[list[tuple[int, PointResult]]], None]
 Numbered = tuple[int, Point]
 
 
@@ -22,12 +23,14 @@ class PackSearcher(Searcher):
     """Hands out packs of points as Tune trials and takes every result once.
 
     Points whose result is known already (an earlier run of the same spec) are not trained again.
+    A round is proposed on a thread of its own as soon as the results are there that it depends on,
+    so workers seldom wait for it. What is proposed does not depend on when: `Rounds` sees to that.
 
     Args:
         spec: the sweep.
         rounds: the proposals.
         known: looks up the result of a numbered point from an earlier run.
-        sink: is told each new result before the study is: number of the point, result.
+        sink: is told the new results of a report, numbered, before the study is.
     """
 
     def __init__(self, spec: SweepSpec, rounds: Rounds, known: Known, sink: Sink) -> None:
@@ -39,6 +42,8 @@ class PackSearcher(Searcher):
         self._queue: deque[Numbered] = deque()
         self._running: dict[str, dict[int, Point]] = {}
         self._checked = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="stabmap-proposals")
+        self._next: Future[list[Numbered] | None] | None = None
         self.closed = False
         self.failure: Exception | None = None
 
@@ -51,6 +56,7 @@ class PackSearcher(Searcher):
         count = min(self._spec.resources.pack, len(self._queue))
         pack = [self._queue.popleft() for _ in range(count)]
         self._running[trial_id] = dict(pack)
+        self._look_ahead()
         check, self._checked = not self._checked, True
         return {
             "task": {"name": self._spec.task_name, **self._spec.task_options},
@@ -69,13 +75,24 @@ class PackSearcher(Searcher):
             None at the end. A sweep whose results are all known gets there without any training.
         """
         while not self._queue:
-            proposed = self._rounds.propose()
+            self._look_ahead()
+            proposed, self._next = self._next and self._next.result(), None
             if proposed is None:
                 return "results"
             if not proposed:
                 return None
             self._queue.extend(p for p in proposed if not self._is_known(*p))
         return "points"
+
+    def _look_ahead(self) -> None:
+        """Have the next round proposed, if that is possible and was not begun yet."""
+        if self._next is None and self._rounds.ready:
+            self._next = self._thread.submit(self._rounds.propose)
+
+    def close(self) -> None:
+        """Wait for the proposals that are being made; nobody else may use the study before."""
+        self.closed = True
+        self._thread.shutdown(cancel_futures=True)
 
     def _is_known(self, number: int, point: Point) -> bool:
         result = self._known(number, point)
@@ -86,16 +103,22 @@ class PackSearcher(Searcher):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Take the results that a pack reports."""
         waiting = self._running.get(trial_id, {})
-        for number, content in result.get("results") or ():
-            if number in waiting:  # a pack that was restored reports some points again
-                found = PointResult.from_dict(content)
-                try:
-                    self._sink(number, found)
-                except Exception as error:  # Tune would log it and go on without the result
-                    self.failure, self.closed = error, True
-                    return
-                del waiting[number]
-                self._rounds.record(number, found)
+        found = {
+            number: PointResult.from_dict(content)
+            for number, content in result.get("results") or ()
+            if number in waiting  # a pack that was restored reports some points again
+        }
+        try:
+            if found:
+                self._sink(list(found.items()))
+        except Exception as error:  # Tune would log it and go on without the results
+            self.failure, self.closed = error, True
+            return
+        for number, known in found.items():
+            del waiting[number]
+            self._rounds.record(number, known)
+        if not self.closed:
+            self._look_ahead()
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

@@ -22,6 +22,7 @@ from trainables import __version__
 from trainables.domain import (
     AXIS_NAMES,
     Axis,
+    BackendName,
     DecayName,
     DtypeName,
     InputError,
@@ -145,7 +146,7 @@ class TrackingPart(_Part):
 class SweepSpec(_Part):
     """Everything that a sweep is: built by `load_spec`, which checks all its laws at once.
 
-    The fields from `ks` to `lyapunov` are those of `Training`. What only decides where and for
+    The fields from `ks` to `backend` are those of `Training`. What only decides where and for
     how long a sweep runs (name, budget, resources, tracking, folder) is not part of its hash: a
     sweep with a larger budget goes on with the points it has.
     """
@@ -167,6 +168,8 @@ class SweepSpec(_Part):
     stabiliser: Annotated[NamedPart, BeforeValidator(_stabiliser)] = NamedPart(name="stability")
     sharpness: bool = True
     lyapunov: bool = True
+    early: bool = True
+    backend: BackendName = "auto"
     search: Annotated[SearchPart, BeforeValidator(_method)] = SearchPart()
     budget: BudgetPart = BudgetPart()
     resources: ResourcesPart = ResourcesPart()
@@ -519,6 +522,8 @@ EXAMPLES = {
     "stabiliser": "clip-norm, or {name: stability, anchor: epoch}, or none",
     "sharpness": "true",
     "lyapunov": "true",
+    "early": "true",
+    "backend": "auto",
     "search": "boundary, or {method: boundary, batch: 8}",
     "search.method": "boundary",
     "search.batch": "8",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -99,22 +100,37 @@ class Store:
         Returns:
             Whether it was new.
         """
-        key = key_of(result.point, repetition)
-        if key in self._results:
-            return False
+        return self.extend([(result, repetition)], finished_at)[0]
+
+    def extend(
+        self, results: Iterable[tuple[PointResult, int]], finished_at: float
+    ) -> tuple[bool, ...]:
+        """Keep several results, each with its repetition; all are on disk when this returns.
+
+        Returns:
+            Which were new.
+        """
         assert self._file is not None
-        entry = {
-            "finished_at": finished_at,
-            "repetition": repetition,
-            "result": result.to_dict(),
-        }
-        line = json.dumps(entry, allow_nan=False)
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._results[key] = result
-        self.finished_at[key] = finished_at
-        return True
+        new: dict[str, PointResult] = {}
+        fresh, lines = [], []
+        for result, repetition in results:
+            key = key_of(result.point, repetition)
+            fresh.append(key not in self._results and key not in new)
+            if fresh[-1]:
+                new[key] = result
+                entry = {
+                    "finished_at": finished_at,
+                    "repetition": repetition,
+                    "result": result.to_dict(),
+                }
+                lines.append(json.dumps(entry, allow_nan=False).encode() + b"\n")
+        if lines:
+            self._file.write(b"".join(lines))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._results |= new
+            self.finished_at |= dict.fromkeys(new, finished_at)
+        return tuple(fresh)
 
     def remember(self, **values: Any) -> None:
         """Keep small facts about the sweep, such as the id of its MLflow run."""

@@ -16,8 +16,11 @@ import shlex
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,8 @@ from typing import Any
 import yaml
 
 from analysis.load import ARTIFACT_FOLDER, default_tracking_uri, redacted
-from analysis.map import EVIDENCE, MAP_FILE, StabilityMap, evidence_frame
+from analysis.map import EVIDENCE, MAP_FILE, StabilityMap, evidence_row
+from sweeps.runs import FinishedRun, database_of, log_batch, write_run, write_together
 from sweeps.spec import SweepSpec
 from sweeps.store import key_of
 from trainables import __version__
@@ -43,8 +47,23 @@ PACKAGES = ("torch", "ray", "optuna", "mlflow", "numpy")
 #: Failures in a row after which nothing more is sent: a server that is away costs seconds a try,
 #: and the store has everything for the next call.
 PATIENCE = 3
-#: MLflow takes this many metrics in one request.
-BATCH = 1000
+#: Seconds that a record waits for others: a transaction costs more than what it holds.
+GATHER = 0.5
+#: Records that are written together, at most.
+TOGETHER = 256
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A training of a point that is to be recorded."""
+
+    number: int
+    result: PointResult
+    finished_at: float
+    repetition: int
+
+
+Record = Callable[[], None] | _Trained
 
 
 def tracking_uri(spec: SweepSpec) -> str:
@@ -73,12 +92,13 @@ class Tracker:
     def __init__(self, spec: SweepSpec) -> None:
         self.uri = tracking_uri(spec)
         self._spec = spec
-        self._tasks: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._tasks: queue.Queue[Record | None] = queue.Queue()
         self._thread: threading.Thread | None = None
         self._children: dict[str, str] = {}
         self._experiment_id = ""
         self.sweep_id = ""
         self.missed = 0
+        self._failures = 0
         # A server that is away must be noticed in seconds; the stock settings wait for minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -126,7 +146,7 @@ class Tracker:
                 self._experiment_id, run_name=self._spec.title, tags=self._parent_tags()
             )
             self.sweep_id = run.info.run_id
-            self._log_batch(self.sweep_id, params=self._parent_params())
+            log_batch(self._client, self.sweep_id, [], self._parent_params())
             self._client.log_text(
                 self.sweep_id, yaml.safe_dump(self._spec.resolved(), sort_keys=False), "spec.yaml"
             )
@@ -227,47 +247,40 @@ class Tracker:
         key = key_of(result.point, repetition)
         if key not in self._children:
             self._children[key] = ""
-            self._submit(lambda: self._write_point(number, result, finished_at, repetition))
+            self._tasks.put(_Trained(number, result, finished_at, repetition))
 
-    def _write_point(
-        self, number: int, result: PointResult, finished_at: float, repetition: int
-    ) -> None:
-        point, verdict = result.point, result.verdict
-        now = int(finished_at * 1000)
-        run = self._client.create_run(
-            self._experiment_id,
-            start_time=now,
-            run_name=f"{self._spec.title}-{number}",
-            tags={
-                PARENT_TAG: self.sweep_id,
-                POINT_TAG: key_of(point, repetition),
-                "repetition": str(repetition),
-                "stabmap.kind": "point",
-                "regime": verdict.regime.value,
-                "reason": verdict.reason.value,
-                "task": self._spec.task_name,
-                "stabiliser": self._spec.training.stabiliser_name if point.alpha else "none",
-                "replicates": " ".join(r.verdict.regime.value for r in result.replicates),
-            },
-        )
+    def _run_of(self, trained: _Trained) -> FinishedRun:
+        result, verdict = trained.result, trained.result.verdict
+        point, now = result.point, int(trained.finished_at * 1000)
+        tags = {
+            PARENT_TAG: self.sweep_id,
+            POINT_TAG: key_of(point, trained.repetition),
+            "repetition": str(trained.repetition),
+            "stabmap.kind": "point",
+            "regime": verdict.regime.value,
+            "reason": verdict.reason.value,
+            "task": self._spec.task_name,
+            "stabiliser": self._spec.training.stabiliser_name if point.alpha else "none",
+            "replicates": " ".join(r.verdict.regime.value for r in result.replicates),
+        }
         params = {name: repr(getattr(point, name)) for name in AXIS_NAMES}
-        params |= {"number": str(number), "ks": " ".join(map(str, self._spec.ks))}
+        params |= {"number": str(trained.number), "ks": " ".join(map(str, self._spec.ks))}
         params["seeds"] = " ".join(str(r.seed) for r in result.replicates)
-        self._log_batch(run.info.run_id, list(_metrics(result, now)), params)
-        self._client.set_terminated(run.info.run_id, "FINISHED", end_time=now)
+        name = f"{self._spec.title}-{trained.number}"
+        return FinishedRun(name, now, tags, params, list(_metrics(result, now)))
 
-    def _log_batch(
-        self, run_id: str, metrics: list[Any] | None = None, params: Mapping[str, str] | None = None
-    ) -> None:
-        from mlflow.entities import Param
-
-        entries = [Param(k, v) for k, v in (params or {}).items()]
-        rest = list(metrics or ())
-        while True:
-            self._client.log_batch(run_id, metrics=rest[:BATCH], params=entries)
-            rest, entries = rest[BATCH:], []
-            if not rest:
+    def _write_points(self, points: list[_Trained]) -> None:
+        """All at once where that can be done, else one after the other."""
+        if points and self._failures < PATIENCE and (store := database_of(self._client)):
+            with suppress(Exception):  # the client then says what is wrong
+                write_together(store, self._experiment_id, [self._run_of(p) for p in points])
+                self._failures = 0
                 return
+        for point in points:
+            self._try(partial(self._write_point, point))
+
+    def _write_point(self, point: _Trained) -> None:
+        write_run(self._client, self._experiment_id, self._run_of(point))
 
     # ----------------------------------------------------------------- the map
 
@@ -286,9 +299,8 @@ class Tracker:
             self._client.log_artifact(self.sweep_id, str(picture), ARTIFACT_FOLDER)
         counts = stability_map.counts()
         step = sum(counts.values())
-        self._log_batch(
-            self.sweep_id, [Metric(f"points_{k}", v, step, step) for k, v in counts.items()]
-        )
+        metrics = [Metric(f"points_{k}", v, step, step) for k, v in counts.items()]
+        log_batch(self._client, self.sweep_id, metrics)
         found = ", ".join(f"{count} {regime}" for regime, count in counts.items())
         note = f"Stability map of **{self._spec.task_name}**: {step} points ({found})."
         self._client.set_tag(self.sweep_id, "mlflow.note.content", note)
@@ -299,20 +311,36 @@ class Tracker:
         self._tasks.put(task)
 
     def _work(self) -> None:
-        failures = 0
-        while (task := self._tasks.get()) is not None:
-            if failures >= PATIENCE:
-                self.missed += 1
-                continue
+        records: list[Record | None] = []
+        while None not in records:
+            records = self._gather()
+            self._write_points([r for r in records if isinstance(r, _Trained)])
+            for record in records:
+                if record is not None and not isinstance(record, _Trained):
+                    self._try(record)
+
+    def _gather(self) -> list[Record | None]:
+        """What is to be written next: what comes within a moment; None at the end of all."""
+        records = [self._tasks.get()]
+        until = time.monotonic() + GATHER
+        while records[-1] is not None and len(records) < TOGETHER:
             try:
-                task()
-                failures = 0
-            except Exception as error:  # the record must never stop the sweep
-                self.missed += 1
-                failures += 1
-                _log.warning(
-                    "MLflow did not take a record: %s", redacted(str(error).split("\n")[0])
-                )
+                records.append(self._tasks.get(timeout=max(0.0, until - time.monotonic())))
+            except queue.Empty:
+                break
+        return records
+
+    def _try(self, task: Callable[[], None]) -> None:
+        if self._failures >= PATIENCE:
+            self.missed += 1
+            return
+        try:
+            task()
+            self._failures = 0
+        except Exception as error:  # the record must never stop the sweep
+            self.missed += 1
+            self._failures += 1
+            _log.warning("MLflow did not take a record: %s", redacted(str(error).split("\n")[0]))
 
     def close(self, status: str) -> bool:
         """Write what is waiting and end the parent run.
@@ -346,7 +374,7 @@ def _metrics(result: PointResult, now: int) -> Iterable[Any]:
         "margin_bounded": verdict.margins.bounded,
         "decided_step": verdict.step,
     }
-    row = evidence_frame([(0, result)]).iloc[0]  # the same medians as in the map
+    row = evidence_row(0, result)  # the same medians as in the map
     values |= {name: row[name] for name in EVIDENCE}
     for name, value in values.items():
         if value is not None and math.isfinite(value):

@@ -231,7 +231,7 @@ def test_every_observation_by_hand(batch_size: int | None, dtype: str) -> None:
     task = get_task("mnist-mlp", samples=30, batch_size=batch_size, width=4)
     point = Point(5.3, 0.0, 0.003)
     settings = {"steps": 40, "dtype": dtype, "ks": (1, 3, 5), "seed": 11, "sharpness": False}
-    settings["backend"] = "loop"  # chaos: others round otherwise
+    settings |= {"backend": "loop", "early": False}  # chaos: others round otherwise
     training = checked_training(settings)
     (result,) = evaluate([point], task, **settings)
     (found,) = result.replicates
@@ -278,7 +278,7 @@ def test_every_observation_by_hand(batch_size: int | None, dtype: str) -> None:
 def test_loss_of_mini_batches_is_watched_on_a_probe_set() -> None:
     """The first 256 samples; at 80 steps every second loss is taken, at 400 every tenth."""
     task = get_task("mnist-mlp", samples=600, batch_size=300, width=4)
-    (result,) = evaluate([Point(0.1)], task, steps=80)
+    (result,) = evaluate([Point(0.1)], task, steps=80, early=False)
     (found,) = result.replicates
     assert found.curves["loss"].steps == tuple(range(0, 80, 2))
     start = [p.detach() for p in task.module(found.seed).parameters()]
@@ -298,7 +298,7 @@ def test_steps_with_momentum_may_climb_their_own_batch(settings: dict[str, Any])
 
 
 def test_curves_are_thinned() -> None:
-    (result,) = evaluate([Point(0.01, 0.0, 1.0)], TINY_CNN, steps=200)
+    (result,) = evaluate([Point(0.01, 0.0, 1.0)], TINY_CNN, steps=200, early=False)
     curve = result.replicates[0].curves["loss"]
     assert len(curve.steps) == len(curve.values) == 64
     assert (curve.steps[0], curve.steps[-1]) == (0, 199)
@@ -310,7 +310,7 @@ def test_sharpness_ratios_of_a_bowl(decay: str) -> None:
     """lr (h + lambda) / 2 at eight steps of the second half."""
     task = Bowl((1.5, 0.5, 0.2))
     point = Point(0.8, 0.0, 0.1)
-    (result,) = evaluate([point], task, steps=60, decay=decay)
+    (result,) = evaluate([point], task, steps=60, decay=decay, early=False)
     curve = result.replicates[0].curves["sharpness_ratio"]
     assert curve.steps == (30, 34, 38, 42, 46, 50, 54, 59)
     np.testing.assert_allclose(curve.values, 0.8 * 1.6 / 2, rtol=1e-3)
@@ -336,6 +336,44 @@ def test_sharpness_ratios_of_adam() -> None:
         expected[step] = 0.01 * 0.1 / 3.8 * np.max((h + 0.1) / root)
     curve = found.curves["sharpness_ratio"]
     np.testing.assert_allclose(curve.values, [expected[s] for s in curve.steps], rtol=1e-3)
+
+
+# ------------------------------------------------------------------ early verdicts
+
+
+@pytest.mark.parametrize("backend", ["loop", "exact"])
+def test_a_settled_training_ends_early(backend: str) -> None:
+    """Both sides of both boundaries of the one-layer CNN; labels are those of full length."""
+    points = [Point(lr, 0.0, 20.0) for lr in (0.01, 0.031, 0.034, 0.05, 0.099, 0.103)]
+    short, full = (
+        evaluate(points, CNN, steps=400, dtype="float64", backend=backend, early=early)
+        for early in (True, False)
+    )
+    assert [r.verdict.regime for r in short] == [r.verdict.regime for r in full]
+    for result in short:
+        (found,) = result.replicates
+        assert result.verdict.step == found.steps_run
+        steps = found.curves["rel_l1_k3"].steps
+        assert steps[-1] <= found.steps_run
+        assert found.evidence["metric"] is not None or result.verdict.regime is Regime.DIVERGENT
+    run = [sum(r.replicates[0].steps_run for r in results) for results in (short, full)]
+    assert run[0] < 0.75 * run[1]
+
+
+def test_an_early_verdict_survives_an_interruption() -> None:
+    """At every step of a training whose sharpness is asked for at several checks."""
+    points, training = [Point(0.02, 0.0, 20.0), Point(0.05, 0.0, 20.0)], Training(steps=96)
+    expected = evaluate(points, TINY_CNN, steps=96)
+    assert {r.replicates[0].steps_run < 96 for r in expected} == {True}
+    pack = PackRun(points, TINY_CNN, training)
+    while not pack.done:
+        pack.advance(0.0)
+        file = io.BytesIO()
+        torch.save(pack.state_dict(), file)
+        file.seek(0)
+        pack = PackRun(points, TINY_CNN, training)
+        pack.load_state_dict(torch.load(file, weights_only=True))
+    assert pack.results == expected
 
 
 # ------------------------------------------------------------------ independence
@@ -455,7 +493,7 @@ def test_a_blow_up_in_the_second_half_wants_no_sharpness(monkeypatch: pytest.Mon
         raise AssertionError("measured after a blow-up")
 
     monkeypatch.setattr(record, "sharpness", never)
-    (result,) = evaluate([Point(2.5)], Bowl(), steps=40)
+    (result,) = evaluate([Point(2.5)], Bowl(), steps=40, early=False)
     assert 25 < result.replicates[0].steps_run < 40
     assert result.verdict.reason is Reason.EXPLODED
 

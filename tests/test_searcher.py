@@ -16,7 +16,7 @@ def test_a_result_that_cannot_be_kept_ends_the_sweep() -> None:
     spec = load_spec("one-layer-cnn", {"budget.points": 4})
     rounds = Rounds(spec)
 
-    def full(number: int, result: PointResult) -> None:
+    def full(results: list[tuple[int, PointResult]]) -> None:
         raise OSError(28, "No space left on device")
 
     searcher = PackSearcher(spec, rounds, lambda number, point: None, full)
@@ -27,6 +27,30 @@ def test_a_result_that_cannot_be_kept_ends_the_sweep() -> None:
     assert isinstance(searcher.failure, OSError)
     assert searcher.suggest("b") == "FINISHED"
     assert rounds.results == {}
+
+
+def test_results_of_a_report_are_kept_together_and_once() -> None:
+    """One call for a report, which then starts the round that waited for it."""
+    given = {"budget.points": 24, "search.audit": 0, "resources.pack": 8}
+    spec = load_spec("one-layer-cnn", given)
+    rounds, kept = Rounds(spec), list[list[int]]()
+    searcher = PackSearcher(
+        spec, rounds, lambda *_: None, lambda results: kept.append([n for n, _ in results])
+    )
+    pack = searcher.suggest("a")
+    assert searcher.suggest("b")["numbers"] == list(range(8, 16))
+    assert searcher.suggest("c") is None and not rounds.ready
+    verdict = Verdict(Margins(1.0, 1.0), Reason.SETTLED, 400)
+    results = [
+        [number, PointResult(Point(*values), (Replicate(0, verdict, 400),)).to_dict()]
+        for number, values in zip(pack["numbers"], pack["points"], strict=True)
+    ]
+    for _ in range(2):
+        searcher.on_trial_result("a", {"results": results})
+        assert kept == [list(range(8))]
+    assert searcher.suggest("c")["numbers"] == list(range(16, 24))
+    searcher.close()
+    assert searcher.suggest("d") == "FINISHED"
 
 
 @pytest.mark.parametrize("seeds", [1, 3])

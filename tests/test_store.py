@@ -86,6 +86,28 @@ def test_append_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(sizes) == 2
 
 
+def test_several_results_wait_for_the_disk_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same lines as one by one; what is there already, or comes twice, is left out."""
+    first, second, third = some(3)
+    asked: list[int] = []
+    monkeypatch.setattr(os, "fsync", asked.append)
+    with Store(spec_in(tmp_path / "one")) as store:
+        for result in (first, second, third):
+            store.append(result, 7.0)
+        expected = (store.folder / "results.jsonl").read_bytes()
+    asked.clear()
+    with Store(spec_in(tmp_path / "together")) as store:
+        assert store.extend([(first, 0)], 7.0) == (True,)
+        given = [(first, 0), (second, 0), (third, 0), (second, 0)]
+        assert store.extend(given, 7.0) == (False, True, True, False)
+        assert store.extend(given, 8.0) == (False,) * 4
+        assert (store.folder / "results.jsonl").read_bytes() == expected
+        assert store.get(third.point) == third and len(store) == 3
+    assert len(asked) == 2
+
+
 def test_unknown_points(tmp_path: Path) -> None:
     """Points are told apart to the last bit."""
     first = measure(Point(0.1))

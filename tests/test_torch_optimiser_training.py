@@ -137,7 +137,9 @@ def test_torch_s_own_descent_is_judged_like_the_built_in_one() -> None:
     """The ascent of mini-batches decides for both, and the trajectories are the same."""
     task = get_task("mnist-mlp", samples=100, batch_size=20, width=8)
     one, other = (
-        evaluate([Point(1.8)], task, optimiser=name, steps=40, dtype="float64")[0].replicates[0]
+        evaluate([Point(1.8)], task, optimiser=name, steps=40, dtype="float64", backend="loop")[
+            0
+        ].replicates[0]
         for name in ("sgd", "torch.optim.SGD")
     )
     assert one.verdict == other.verdict

@@ -360,6 +360,8 @@ class Training:
             (layers batched by hand), `vmap` (`torch.func`) or `loop` (one after the other); they
             round differently. `auto` takes the first of them that suits the task and is sound on
             the device.
+        early: whether a training ends as soon as more steps cannot change its label
+            (`docs/verdict.md`). Margins, metric and exponent are then those of a shorter training.
 
     Raises:
         InputError: if a law is broken; all broken laws are listed.
@@ -379,6 +381,7 @@ class Training:
     stabiliser: str | Mapping[str, Any] = "stability"
     sharpness: bool = True
     lyapunov: bool = True
+    early: bool = True
     backend: BackendName = "auto"
 
     def __post_init__(self) -> None:
@@ -468,6 +471,7 @@ class Training:
             "decay": (None, *get_args(DecayName)),
             "sharpness": (False, True),
             "lyapunov": (False, True),
+            "early": (False, True),
             "backend": get_args(BackendName),
         }
         yield from self._optimiser_name_mistakes()

@@ -19,7 +19,7 @@ from trainables.domain import Replicate
 from trainables.dynamics.distance import rel_l1_each
 from trainables.dynamics.ensembles.backend import Backend
 from trainables.dynamics.ensembles.rule import StackedOptimiser
-from trainables.dynamics.lyapunov import mean_rate, pulled, random_like
+from trainables.dynamics.lyapunov import pulled, random_like
 from trainables.dynamics.optimisers import Slots
 from trainables.dynamics.thresholds import preconditioner_scaling
 from trainables.dynamics.torch_optimiser import optimiser_of
@@ -92,9 +92,9 @@ class EnsembleRun:
         found = []
         for i in done:
             parameters = [p[i * self._rows].clone() for p in self._parameters]
-            exponent = mean_rate(self._gaps[i].rates[self.bench.training.steps // 2 :])
             record = self.records[i]
-            found.append((record, record.result(parameters, exponent, self.backend.name)))
+            rates = self._gaps[i].rates
+            found.append((record, record.result(parameters, rates, self.backend.name)))
         if done:
             self._keep([i for i in range(len(self.records)) if i not in done])
         return found
@@ -228,8 +228,10 @@ class EnsembleRun:
             if compared:
                 record.compare(*compared[i])
             if record.photographs:
-                self._photograph(i)
+                record.photograph(*self._base(i))
             record.move(column[: self._ks], column[self._ks], column[self._ks + 1 :])
+            if record.asks:
+                record.ask(*self._base(i, record.step))
 
     def _objectives(self, base: list[Tensor], losses: Tensor, watchers: list[int]) -> Tensor:
         """Objectives in float64 before the update, of those replicates that are watched."""
@@ -272,11 +274,13 @@ class EnsembleRun:
         # Where there is no decay an infinite parameter must not matter.
         return torch.where(strengths > 0, 0.5 * strengths * _squares(parameters), 0.0)
 
-    def _photograph(self, i: int) -> None:
+    def _base(self, i: int, age: int | None = None) -> tuple[list[Tensor], Tensor | None]:
+        """Parameters and preconditioner of a base trajectory after this step's update."""
         record, row = self.records[i], i * self._rows
         slots = [tuple(s[row] for s in slots) for slots in self._slots]
-        scaling = preconditioner_scaling(record.rule, slots, record.step + 1)
-        record.photograph([p[row] for p in self._parameters], scaling)
+        age = record.step + 1 if age is None else age
+        scaling = preconditioner_scaling(record.rule, slots, age)
+        return [p[row] for p in self._parameters], scaling
 
     # ------------------------------------------------------------- interruptions
 

@@ -36,7 +36,8 @@ def evaluate(points: Sequence[Point], task: Task | str, **training: Any) -> list
         points: where to train.
         task: a task or the name of one.
         **training: the fields of `Training`: ks, seeds, seed, steps, dtype, device, optimiser,
-            momentum, decay, beta2, eps, stabiliser, sharpness, lyapunov, backend.
+            momentum, decay, beta2, eps, stabiliser, sharpness, lyapunov, backend,
+            early.
 
     Returns:
         One result a point, in order; `.verdict` has regime, margins, reason and step. A result

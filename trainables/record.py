@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainables.domain import Curve, Point, Reason, Replicate
+from trainables.domain import Curve, Margins, Point, Reason, Replicate, Verdict
 from trainables.dynamics.curvature import sharpness
+from trainables.dynamics.lyapunov import mean_rate
 from trainables.dynamics.optimisers import Optimiser
 from trainables.dynamics.thresholds import stability_ratio
 from trainables.dynamics.torch_optimiser import optimiser_of
+from trainables.early import check_steps, settled
 from trainables.trajectory import Bench
-from trainables.verdict import EXPLOSION, Observations, judge
+from trainables.verdict import EXPLOSION, Evidence, Observations, judge
 
 #: Points kept of a curve.
 CURVE_POINTS = 64
@@ -58,6 +60,11 @@ class Record:
         self._separation: list[list[float]] = []
         self._ascent: list[bool] = []
         self._snapshots: list[dict[str, Any]] = []
+        #: For early verdicts: parameters at the checks, and sharpness ratios asked for there.
+        self._checks: list[dict[str, Any]] = []
+        self._asked: list[tuple[int, float]] = []
+        self._settled: tuple[Verdict, Evidence] | None = None
+        self._check_steps = frozenset(check_steps(training.steps) if training.early else ())
 
     @cached_property
     def rule(self) -> Optimiser:
@@ -77,8 +84,9 @@ class Record:
 
     @property
     def done(self) -> bool:
-        """Whether the verdict is settled: full length, or blown up."""
-        return self.ended is not None or self.step >= self.bench.training.steps
+        """Whether the verdict is settled: full length, blown up, or nothing can change it."""
+        full = self.step >= self.bench.training.steps
+        return full or self.ended is not None or self._settled is not None
 
     # ------------------------------------------------------------- along the training
 
@@ -120,10 +128,36 @@ class Record:
 
     def photograph(self, parameters: Iterable[Tensor], scaling: Tensor | None) -> None:
         """Keep the parameters of the base trajectory after this step's update; before `move`."""
-        # On the processor: eight copies of a network are too many for a shared GPU.
-        kept = [p.detach().to("cpu", copy=True) for p in parameters]
-        held = None if scaling is None else scaling.cpu()
-        self._snapshots.append({"step": self.step, "parameters": kept, "scaling": held})
+        self._snapshots.append(_snapshot(self.step, parameters, scaling))
+
+    @property
+    def asks(self) -> bool:
+        """Whether it is time to ask if more steps can change the label; after `move`."""
+        return self.ended is None and self.step in self._check_steps
+
+    def ask(self, parameters: Sequence[Tensor], scaling: Tensor | None) -> None:
+        """Ask whether more steps can change the label (`trainables.early`).
+
+        Args:
+            parameters: of the base trajectory now.
+            scaling: of its optimiser's preconditioner now.
+        """
+        ratio = None
+        if self._sharpness_steps:
+            # The rule looks back to half of what was run.
+            kept = [c for c in self._checks if c["step"] >= self.step / 2]
+            self._checks = [*kept, _snapshot(self.step, parameters, scaling)]
+            ratio = self._ratio_at
+        self._settled = settled(self._observations(parameters, []), ratio)
+
+    def _ratio_at(self, step: int) -> float:
+        """Sharpness over threshold at a check."""
+        known = dict(self._asked)
+        if step not in known:
+            [check] = [c for c in self._checks if c["step"] == step]
+            known[step] = self._sharpness_ratio(check)
+            self._asked.append((step, known[step]))
+        return known[step]
 
     def _look_for_blow_up(self, losses: Sequence[float], distances: Sequence[float]) -> None:
         objective = self._loss[-1]
@@ -141,48 +175,33 @@ class Record:
             mirror.copy_(value)
         return self.mirror
 
-    def _sharpness_ratios(self) -> list[float]:
-        """Sharpness over threshold at the snapshots; measured after the run, on the base k."""
-        ratios, rule = [], self.rule
-        for snapshot in self._snapshots:
-            scaling, decay = None, 0.0
-            if snapshot["scaling"] is not None:
-                scaling = snapshot["scaling"].numpy()
-                decay = rule.weight_decay if rule.coupled else 0.0
-            top = sharpness(
-                self.network(snapshot["parameters"]),
-                self.loss.value,
-                self.bench.inputs64,
-                self.bench.targets64,
-                scaling,
-                decay,
-            ).value
-            ratios.append(stability_ratio(rule, top))
-        return ratios
+    def _sharpness_ratio(self, snapshot: Mapping[str, Any]) -> float:
+        """Sharpness of the base trajectory over its threshold."""
+        scaling, decay = None, 0.0
+        if snapshot["scaling"] is not None:
+            scaling = snapshot["scaling"].numpy()
+            decay = self.rule.weight_decay if self.rule.coupled else 0.0
+        top = sharpness(
+            self.network(snapshot["parameters"]),
+            self.loss.value,
+            self.bench.inputs64,
+            self.bench.targets64,
+            scaling,
+            decay,
+        ).value
+        return stability_ratio(self.rule, top)
 
-    def result(
-        self, parameters: Sequence[Tensor], exponent: float | None, backend: str = "loop"
-    ) -> Replicate:
-        """Judge what was seen. Call it when `done`.
-
-        Args:
-            parameters: of the base trajectory at the end.
-            exponent: the Lyapunov exponent, where it was measured.
-            backend: what trained it.
-        """
+    def _observations(self, parameters: Sequence[Tensor], ratios: Sequence[float]) -> Observations:
+        """All that was seen, up to these parameters of the base trajectory."""
         training = self.bench.training
-        full = self.ended is None
-        ratios = self._sharpness_ratios() if full else []
-        separation = np.array(self._separation, dtype=np.float64).reshape(
-            len(self._separation), len(training.ks) - 1
-        )
-        seen = Observations(
+        separation = np.array(self._separation, dtype=np.float64)
+        return Observations(
             steps=training.steps,
             roundoff=self.bench.roundoff,
             loss_steps=np.array(self._loss_steps, dtype=np.float64),
             loss=np.array(self._loss, dtype=np.float64),
             change=np.array(self._change, dtype=np.float64),
-            separation=separation.T,
+            separation=separation.reshape(-1, len(training.ks) - 1).T,
             ascent=None if self.bench.full_batch else np.array(self._ascent, dtype=np.float64),
             floor=self._loss_floor(parameters),
             descends=training.optimiser in ("sgd", "torch.optim.SGD") and not training.momentum,
@@ -191,16 +210,37 @@ class Record:
             ended=self.ended,
             ended_by=self.ended_by,
         )
-        verdict, evidence = judge(seen)
-        evidence["metric"] = self._metric(parameters) if full else None
-        if training.lyapunov:
-            evidence["lyapunov_exponent"] = exponent
+
+    def result(
+        self, parameters: Sequence[Tensor], rates: Sequence[float], backend: str = "loop"
+    ) -> Replicate:
+        """Judge what was seen. Call it when `done`.
+
+        Args:
+            parameters: of the base trajectory at the end.
+            rates: of the neighbour's growth at each step, where there is one.
+            backend: what trained it.
+        """
+        pairs = [(step - 1, ratio) for step, ratio in self._asked]  # after the update of that step
+        if self._settled is None and self.ended is None:
+            pairs = [(c["step"], self._sharpness_ratio(c)) for c in self._snapshots]
+        seen = self._observations(parameters, [ratio for _, ratio in pairs])
+        verdict, evidence = self._settled or judge(seen)
+        evidence = {**evidence, "metric": None if self.ended else self._metric(parameters)}
+        if self.bench.training.lyapunov:
+            evidence["lyapunov_exponent"] = mean_rate(rates[self._half :])
         curves = {"loss": _curve(self._loss_steps, self._loss)}
-        for k, column in zip(training.ks[1:], separation.T, strict=True):
+        for k, column in zip(self.bench.training.ks[1:], seen.separation, strict=True):
             curves[f"rel_l1_k{k}"] = _curve(range(1, len(column) + 1), column)
-        if ratios:
-            curves["sharpness_ratio"] = _curve([s["step"] for s in self._snapshots], ratios)
+        if pairs:
+            curves["sharpness_ratio"] = _curve(*zip(*sorted(pairs), strict=True))
         return Replicate(self.seed, verdict, self.step, evidence, curves, backend)
+
+    @property
+    def _half(self) -> int:
+        """The step at which the second half begins of what was run on purpose."""
+        steps = self.bench.training.steps if self._settled is None else self.step
+        return steps // 2
 
     def _loss_floor(self, parameters: Sequence[Tensor]) -> float:
         """Size of loss moves that rounding the parameters causes in the sharpest stable bowl.
@@ -229,6 +269,7 @@ class Record:
             "step": self.step,
             "ended": self.ended,
             "ended_by": self.ended_by.value if self.ended_by else None,
+            "settled": _packed(self._settled),
             "records": {name: list(getattr(self, name)) for name in _RECORDS},
         }
 
@@ -236,11 +277,35 @@ class Record:
         """Go on from `state_dict`, to the bit."""
         self.step, self.ended = state["step"], state["ended"]
         self.ended_by = Reason(state["ended_by"]) if state["ended_by"] else None
+        self._settled = _unpacked(state["settled"])
         for name in _RECORDS:
             setattr(self, name, list(state["records"][name]))
 
 
-_RECORDS = ("_loss_steps", "_loss", "_change", "_separation", "_ascent", "_snapshots")
+_RECORDS = (
+    "_loss_steps", "_loss", "_change", "_separation", "_ascent", "_snapshots", "_checks", "_asked",
+)  # fmt: skip
+
+
+def _packed(found: tuple[Verdict, Evidence] | None) -> list[Any] | None:
+    if found is None:
+        return None
+    verdict, evidence = found
+    margins = [verdict.margins.stable, verdict.margins.bounded]
+    return [margins, verdict.reason.value, verdict.step, dict(evidence)]
+
+
+def _unpacked(saved: Sequence[Any] | None) -> tuple[Verdict, Evidence] | None:
+    if saved is None:
+        return None
+    margins, reason, step, evidence = saved
+    return Verdict(Margins(*margins), Reason(reason), step), dict(evidence)
+
+
+def _snapshot(step: int, parameters: Iterable[Tensor], scaling: Tensor | None) -> dict[str, Any]:
+    # On the processor: many copies of a network are too much for a shared GPU.
+    kept = [p.detach().to("cpu", copy=True) for p in parameters]
+    return {"step": step, "parameters": kept, "scaling": None if scaling is None else scaling.cpu()}
 
 
 def _curve(steps: Iterable[int], values: Iterable[float]) -> Curve:

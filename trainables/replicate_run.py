@@ -55,9 +55,14 @@ class ReplicateRun:
         change = rel_l1(after, before)
         separation = [rel_l1(after, [p.detach() for p in o.parameters]) for o in others]
         if record.photographs:
-            scaling = preconditioner_scaling(base.optimiser, base.slots, base.age)
-            record.photograph(after, scaling)
+            record.photograph(after, self._scaling())
         record.move(losses, change, separation)
+        if record.asks:
+            record.ask(after, self._scaling())
+
+    def _scaling(self) -> Tensor | None:
+        base = self.trajectories[0]
+        return preconditioner_scaling(base.optimiser, base.slots, base.age)
 
     def _observe_loss(
         self, before: list[Tensor], after: list[Tensor], rows: Tensor | slice, loss: float
@@ -89,11 +94,8 @@ class ReplicateRun:
 
     def result(self) -> Replicate:
         """Judge what was seen. Call it when `done`."""
-        exponent = None
-        if self._neighbour is not None:
-            exponent = self._neighbour.exponent(self.bench.training.steps // 2)
-        parameters = [p.detach() for p in self.trajectories[0].parameters]
-        return self.record.result(parameters, exponent)
+        rates = self._neighbour.rates if self._neighbour is not None else []
+        return self.record.result([p.detach() for p in self.trajectories[0].parameters], rates)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the rest of the run depends on."""

@@ -21,6 +21,9 @@ from analysis.threads import one_thread
 
 Array = NDArray[np.float64]
 
+#: Candidates whose expected drops are computed at once.
+ROWS = 16
+
 
 class Outlook:
     """What candidates would tell about a box.
@@ -65,14 +68,28 @@ class _FieldOutlook:
     def drop(self) -> Array:
         """Expected drop of the mean over the box of the smaller probability, by candidate."""
         variance = np.maximum(np.diag(self.covariance), JITTER)
+        labels = [label_moments(np.array(y), self.mean, variance) for y in (1.0, -1.0)]
         now = ndtr(-np.abs(self.there) / np.sqrt(self.variance_there))
-        expected = np.zeros(self.cross.shape)
-        for label in (1.0, -1.0):
-            log_z, slope, bend = label_moments(np.array(label), self.mean, variance)
-            mean = self.there + self.cross * slope[:, None]
-            after = self.variance_there + self.cross**2 * np.minimum(bend, 0)[:, None]
-            sure = np.abs(mean) / np.sqrt(np.maximum(after, JITTER))
-            expected += np.exp(log_z)[:, None] * ndtr(-sure)
+        rows = range(0, len(self.mean), ROWS)
+        return np.concatenate([self._drop(slice(i, i + ROWS), labels, now) for i in rows])
+
+    def _drop(self, rows: slice, labels: Sequence[tuple[Array, Array, Array]], now: Array) -> Array:
+        """The same for some candidates: few enough for the arrays to stay near the processor."""
+        cross = self.cross[rows]
+        expected, square = np.zeros(cross.shape), cross**2
+        for log_z, slope, bend in labels:
+            mean = cross * slope[rows, None]
+            mean += self.there
+            after = square * np.minimum(bend[rows], 0)[:, None]
+            after += self.variance_there
+            np.maximum(after, JITTER, out=after)
+            np.sqrt(after, out=after)
+            np.abs(mean, out=mean)
+            mean /= after
+            np.negative(mean, out=mean)
+            ndtr(mean, out=mean)
+            mean *= np.exp(log_z[rows])[:, None]
+            expected += mean
         # On average a label does no harm. Approximate moments say otherwise of unlikely labels,
         # which would keep the search away from what it has not seen.
         drop: Array = np.maximum(now - expected, 0).mean(1)

@@ -33,7 +33,8 @@ class Neighbour:
         self._size = math.sqrt(bench.roundoff)
         self._restarts = 0
         self._distance = self._restart()
-        self._rates: list[float] = []
+        #: Ln of the growth of the distance at each step; infinite where it began anew.
+        self.rates: list[float] = []
 
     def step(self, rows: Tensor | slice) -> None:
         """One update, made after the base has made its own on the same rows."""
@@ -41,23 +42,15 @@ class Neighbour:
         moved = _norm(_differences(self.base.parameters, self.other.parameters))
         alive = math.isfinite(_norm(self.base.parameters))
         if not alive or self._distance == 0:
-            self._rates.append(math.nan)
+            self.rates.append(math.nan)
         elif moved == 0 or not math.isfinite(moved):
             # Squeezed below the last bit, or thrown off by a state that is not of this map: begin
             # anew, without a rate for this step.
             self._distance = self._restart()
-            self._rates.append(math.inf)
+            self.rates.append(math.inf)
         else:
-            self._rates.append(math.log(moved / self._distance))
+            self.rates.append(math.log(moved / self._distance))
             self._distance = self._pull_back(self._size * _norm(self.base.parameters) / moved)
-
-    def exponent(self, since: int) -> float | None:
-        """Mean of ln(||d'|| / ||d||) per step over the steps from `since` on.
-
-        Returns:
-            None if the training blew up, or no rate could be measured there.
-        """
-        return mean_rate(self._rates[since:])
 
     @torch.no_grad()
     def _restart(self) -> float:
@@ -92,14 +85,14 @@ class Neighbour:
             "other": self.other.state_dict(),
             "restarts": self._restarts,
             "distance": self._distance,
-            "rates": list(self._rates),
+            "rates": list(self.rates),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`, to the bit. The base is restored by its owner."""
         self.other.load_state_dict(state["other"])
         self._restarts, self._distance = state["restarts"], state["distance"]
-        self._rates = list(state["rates"])
+        self.rates = list(state["rates"])
 
 
 def mean_rate(rates: Sequence[float]) -> float | None:
@@ -139,7 +132,7 @@ def lyapunov_exponent(
             rows = bench.batch(seed, step)
             base.step(rows)
             neighbour.step(rows)
-        exponent = neighbour.exponent(math.ceil((1 - window) * training.steps))
+        exponent = mean_rate(neighbour.rates[math.ceil((1 - window) * training.steps) :])
     return math.nan if exponent is None else exponent
 
 

@@ -1,0 +1,229 @@
+"""What a map costs: a grid of full-length trainings against stabmap's defaults.
+
+Run: .venv/bin/python benchmarks/map_cost.py
+     .venv/bin/python benchmarks/map_cost.py --tasks one-layer-cnn
+
+For one-layer-cnn and mnist-mlp over (lr, weight decay): gradient evaluations of all trajectories of
+all points (Hessian products of the sharpness included, as `trainables.dynamics.curvature` counts
+them) until 2 % of the box is misclassified and stays so, for
+
+- a grid, each point trained to its full length, the map being the label of the cell;
+- stabmap's defaults: boundary search in batches of 8, early verdicts.
+
+Truth is the theory of the one-layer CNN; for the network full-length labels on a fine grid of its
+own, between whose points lie those of the others. A grid's price is that of a random sample of its
+points times their number. Both count two k and the neighbour. About 25 minutes on one core; the
+MLP has 100 images, so that its truth can be had.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+from _boundary_rivals import axes_of
+from numpy.typing import NDArray
+
+from stabmap import BoundarySampler, Point, PointResult, evaluate, get_task
+from trainables import record
+from trainables.domain import Regime
+from trainables.dynamics.curvature import sharpness
+
+TARGET = 0.02
+BATCH = 8
+SEEDS = 3
+#: Trajectories of a replicate: two k and the neighbour.
+TRAJECTORIES = 3
+#: Points of a grid that its price is measured on.
+PRICED = 64
+
+Array = NDArray[np.float64]
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A task over log10 lr and log10 weight decay.
+
+    Args:
+        task: its name.
+        options: its options.
+        low: of both axes.
+        high: of both axes.
+        steps: of a full-length training.
+        settings: other settings.
+    """
+
+    task: str
+    options: dict[str, Any]
+    low: tuple[float, float]
+    high: tuple[float, float]
+    steps: int
+    settings: dict[str, Any]
+
+    def train(self, unit: Array, early: bool) -> list[PointResult]:
+        """Train at unit coordinates, (n, 2)."""
+        low, high = np.array(self.low), np.array(self.high)
+        places = 10 ** (low + unit * (high - low))
+        points = [Point(lr=float(lr), weight_decay=float(wd)) for lr, wd in places]
+        task = get_task(self.task, **self.options)
+        return evaluate(points, task, steps=self.steps, early=early, **self.settings)
+
+
+PROBLEMS = {
+    "one-layer-cnn": Problem(
+        "one-layer-cnn", {"image": 63}, (-2.5, 0.6), (-0.3, 2.4), 400, {"dtype": "float64"}
+    ),
+    "mnist-mlp": Problem("mnist-mlp", {"samples": 100}, (-1.3, -4.0), (1.3, 0.0), 200, {}),
+}
+
+
+def labels(results: Sequence[PointResult]) -> Labels:
+    """0, 1, 2 for stable, restrained, divergent."""
+    order = list(Regime)
+    return np.array([order.index(r.verdict.regime) for r in results], dtype=np.int64)
+
+
+class Price:
+    """Counts gradient evaluations."""
+
+    def __init__(self) -> None:
+        self.products = 0
+
+    @contextmanager
+    def counted(self) -> Any:
+        """Count those of the sharpness too."""
+
+        def counting(*given: Any) -> Any:
+            found = sharpness(*given)
+            self.products += found.gradients
+            return found
+
+        record.sharpness, kept = counting, record.sharpness
+        try:
+            yield self
+        finally:
+            record.sharpness = kept
+
+    def of(self, train: Callable[[], list[PointResult]]) -> tuple[list[PointResult], int]:
+        """Results, and what they cost."""
+        before = self.products
+        results = train()
+        steps = sum(r.steps_run for result in results for r in result.replicates)
+        return results, TRAJECTORIES * steps + self.products - before
+
+
+def centres(side: int) -> Array:
+    """Centres of side x side cells, (side^2, 2)."""
+    line = (np.arange(side) + 0.5) / side
+    return np.stack(np.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 2)
+
+
+def nearest_cell(unit: Array, side: int) -> NDArray[np.int64]:
+    """Index of the cell of side x side that each of (n, 2) places lies in."""
+    cell = np.minimum((unit * side).astype(np.int64), side - 1)
+    found: NDArray[np.int64] = cell[:, 0] * side + cell[:, 1]
+    return found
+
+
+def truth_of(problem: Problem) -> tuple[Callable[[Array], Labels], Array]:
+    """Labels at any place, and the places where maps are judged, (n, 2)."""
+    if problem.task == "one-layer-cnn":
+        from analysis.theory import one_layer_cnn_phases
+
+        order, low, high = [r.value for r in Regime], np.array(problem.low), np.array(problem.high)
+
+        def exact(unit: Array) -> Labels:
+            places = 10 ** (low + unit * (high - low))
+            regimes = one_layer_cnn_phases(places[:, 0], places[:, 1]).regime
+            return np.array([order.index(name) for name in regimes], dtype=np.int64)
+
+        return exact, centres(97)
+    side = 41
+    fine = labels(problem.train(centres(side), early=False))
+    # Its own centres are the places, so that a cell's corner is never judged by its middle.
+    return (lambda unit: fine[nearest_cell(unit, side)]), centres(side)
+
+
+def grid_runs(truth: Callable[[Array], Labels], at: Array, sides: Sequence[int]) -> int | None:
+    """Points of the smallest grid from which on two sizes in a row are right enough."""
+    true = truth(at)
+    good = [
+        float((truth(centres(side))[nearest_cell(at, side)] != true).mean()) <= TARGET
+        for side in sides
+    ]
+    for side, now, following in zip(sides, good, good[1:], strict=False):
+        if now and following:
+            return side * side
+    return None
+
+
+def search(
+    problem: Problem, seed: int, true: Labels, at: Array, price: Price, limit: int = 160
+) -> tuple[int | None, int]:
+    """Runs until the map is right enough at two checks in a row, and the price of the first."""
+    space = axes_of(2)
+    sampler = BoundarySampler(seed=seed, space=space)
+    study = optuna.create_study(sampler=sampler)
+    asked = [dict(zip(space, map(float, place), strict=True)) for place in at]
+    spent, reached = 0, None
+    while len(study.trials) < limit:
+        trials = [study.ask(space) for _ in range(BATCH)]
+        unit = np.array([[t.params[name] for name in space] for t in trials])
+        results, cost = price.of(lambda unit=unit: problem.train(unit, early=True))
+        spent += cost
+        for trial, result in zip(trials, results, strict=True):
+            margins = result.verdict.margins
+            trial.set_user_attr("margins", [margins.stable, margins.bounded])
+            study.tell(trial, 0.0)
+        if len(study.trials) < 2 * BATCH:
+            continue
+        wrong = (sampler.predict_proba(study, asked).argmax(1) != true).mean()
+        if wrong > TARGET:
+            reached = None
+        elif reached is None:
+            reached = (len(study.trials), spent)
+        else:
+            return reached
+    return None, spent
+
+
+def compare(name: str) -> None:
+    """Print one task."""
+    problem = PROBLEMS[name]
+    truth, at = truth_of(problem)
+    true, price = truth(at), Price()
+    shares = ", ".join(f"{(true == i).mean():.0%} {r.value}" for i, r in enumerate(Regime))
+    print(f"\n{name}: {shares}; {problem.steps} steps")
+    sides = range(6, 42 if name == "mnist-mlp" else 97)
+    runs = grid_runs(truth, at, sides)
+    if runs is None:
+        print(f"  no grid of up to {sides[-1]} x {sides[-1]} is right enough; taken as that large")
+        runs = sides[-1] ** 2
+    chosen = np.random.default_rng(0).random((PRICED, 2))
+    with price.counted():
+        _, cost = price.of(lambda: problem.train(chosen, early=False))
+        grid = cost / PRICED * runs
+        print(f"  grid, full length     {runs:6d} runs {grid:14,.0f} gradient evaluations")
+        for seed in range(100, 100 + SEEDS):
+            found, spent = search(problem, seed, true, at, price)
+            shown = "not reached" if found is None else f"{found} runs"
+            print(f"  stabmap, seed {seed}  {shown:>12s} {spent:14,.0f}   ratio {grid / spent:.0f}")
+
+
+def main() -> None:
+    """Print what was asked for."""
+    parser = argparse.ArgumentParser(description="Gradient evaluations of a map.")
+    parser.add_argument("--tasks", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    for name in parser.parse_args().tasks:
+        compare(name)
+
+
+if __name__ == "__main__":
+    main()
