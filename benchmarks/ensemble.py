@@ -30,6 +30,7 @@ from trainables.cost import _step_flops
 from trainables.domain import Training
 from trainables.dynamics.ensembles.backend import Backend
 from trainables.dynamics.ensembles.choose import choose
+from trainables.dynamics.ensembles.memory import most_trajectories
 from trainables.dynamics.ensembles.rule import StackedOptimiser
 from trainables.dynamics.torch_optimiser import optimiser_of
 from trainables.trajectory import Bench, Trajectory, deterministic
@@ -50,6 +51,18 @@ def loop_step(bench: Bench) -> Callable[[], None]:
     def step() -> None:
         for run in runs:
             run.step(rows)
+
+    return step
+
+
+def stacks_step(bench: Bench, backend: Backend, count: int) -> Callable[[], None]:
+    """One step of `count` trajectories in as many stacks as the planner makes of them."""
+    most = most_trajectories(bench, backend)
+    steps = [stack_step(bench, backend, min(most, count - i)) for i in range(0, count, most)]
+
+    def step() -> None:
+        for each in steps:
+            each()
 
     return step
 
@@ -117,7 +130,7 @@ def compare(name: str, counts: Sequence[int], device: str, seconds: float) -> No
         looped = loop_step(plain)
         for count in counts:
             before = peak(device)
-            stacked = stack_step(bench, backend, count)
+            stacked = stacks_step(bench, backend, count)
             rates = []
             for step, steps in ((looped, LOOPED), (stacked, count), (looped, LOOPED)):
                 rates.append(steps / fastest(step, device, seconds))

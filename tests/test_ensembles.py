@@ -402,7 +402,7 @@ def test_out_of_memory_halves_the_pack_and_loses_nothing(monkeypatch: pytest.Mon
 def test_how_many_fit() -> None:
     bench = bench_of(get_task("mnist-mlp", **MLP))
     backend: Backend = Batched(bench.network(0, torch.float64), bench.task.loss)
-    assert most_trajectories(bench, backend) == 1024
+    assert most_trajectories(bench, backend) == 64
     large = bench_of(get_task("mnist-mlp", samples=2, width=2000))
     numbers = 2000 * 795 + 10
     found = most_trajectories(large, Batched(large.network(0, torch.float64), large.task.loss))

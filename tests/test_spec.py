@@ -892,6 +892,8 @@ TELLING: dict[str, list[Any]] = {
         "clip-norm",
     ],
     "lyapunov": [False],
+    "early": [False],
+    "backend": ["loop", "vmap"],
     "beta2": [0.5, 0.6],
     "eps": [1e-3],
     "sharpness": [False],

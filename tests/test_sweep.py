@@ -341,7 +341,7 @@ def test_trainable_restores_to_the_bit(tmp_path: Path) -> None:
         steps=60,
     )
     first = tune.PackTrainable(config)
-    for _ in range(75):  # part of the second point
+    for _ in range(20):  # a part of both points
         first._pack.advance(0.0)
     first.save_checkpoint(str(tmp_path))
 
@@ -354,5 +354,5 @@ def test_trainable_restores_to_the_bit(tmp_path: Path) -> None:
     reports: list[Any] = []
     while not second._pack.done:
         reports += second.step()["results"]
-    assert [number for number, _ in reports] == [9]
+    assert [number for number, _ in reports] == [7, 9]
     assert second._pack.results == expected

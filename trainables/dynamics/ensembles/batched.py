@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn, vmap
 
 from trainables.dynamics.ensembles.backend import Stack
-from trainables.losses import Loss
+from trainables.losses import CROSS_ENTROPY, Loss
 
-#: Layers without parameters whose result at a sample depends on neither its place nor the number of
-#: samples. (A sigmoid is none of them: on a CPU the last few entries of a tensor are rounded
-#: otherwise than those before.)
-PLAIN = (nn.ReLU, nn.Tanh, nn.Identity, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool2d)
+#: Layers whose result at an entry depends on neither its place nor the number of entries. (A
+#: sigmoid is none of them: on a CPU the last few entries of a tensor are rounded otherwise.)
+ELEMENTWISE = (nn.ReLU, nn.Tanh, nn.Identity)
 
 
 class Batched:
     """A chain of linear layers, plain convolutions and layers without parameters.
 
-    The matrices of a linear layer are multiplied in one batched product, convolutions one after the
-    other (a grouped convolution rounds otherwise for one trajectory than for two). One backward
-    pass serves all.
+    The matrices of a linear layer are multiplied in one product for all trajectories. Convolutions
+    come one after the other: a grouped one rounds otherwise for one trajectory than for two. One
+    backward pass serves all.
 
     Args:
         module: the network, an `nn.Sequential`, possibly of such; see `fits`.
@@ -33,7 +33,7 @@ class Batched:
     name: ClassVar[str] = "batched"
 
     def __init__(self, module: nn.Module, loss: Loss) -> None:
-        self._layers = list(_chain(module))
+        self._layers = _pooled_first(list(_chain(module)))
         self._loss = loss
 
     @staticmethod
@@ -52,39 +52,63 @@ class Batched:
     @torch.no_grad()
     def losses(self, stack: Stack, inputs: Tensor, targets: Tensor, each: bool) -> Tensor:
         """See `Backend`."""
-        return self._losses(stack, inputs, targets, each)
+        count = len(stack[0])
+        return self._losses(*_at_least_two(stack, inputs, targets, each), each)[:count]
 
     def gradients(
         self, stack: Stack, inputs: Tensor, targets: Tensor, each: bool
     ) -> tuple[Tensor, list[Tensor]]:
         """See `Backend`."""
+        count = len(stack[0])
+        stack, inputs, targets = _at_least_two(stack, inputs, targets, each)
         leaves = [p.detach().requires_grad_() for p in stack]
         losses = self._losses(leaves, inputs, targets, each)
-        return losses.detach(), list(torch.autograd.grad(losses.sum(), leaves))
+        gradients = torch.autograd.grad(losses.sum(), leaves)
+        return losses.detach()[:count], [g[:count] for g in gradients]
 
     def _losses(self, stack: Stack, inputs: Tensor, targets: Tensor, each: bool) -> Tensor:
         outputs = self._outputs(stack, inputs if each else inputs[None])
         if len(outputs) == 1 < len(stack[0]):  # nothing of it is trained
             outputs = outputs.expand(len(stack[0]), *outputs.shape[1:])
+        if self._loss is CROSS_ENTROPY and outputs.ndim == 3:
+            # Classes before samples, as the last layer left them: faster than ten at a time.
+            numbers = targets if each else targets.expand(len(outputs), -1)
+            return F.cross_entropy(outputs.transpose(1, 2), numbers, reduction="none").mean(1)
         found: Tensor = vmap(self._loss.value, (0, 0 if each else None))(outputs, targets)
         return found
 
     def _outputs(self, stack: Stack, x: Tensor) -> Tensor:
         """(trajectories, batch, ...) from inputs of that shape, or (1, batch, ...) for all."""
         rows = iter(stack)
-        for layer in self._layers:
+        layers = self._layers
+        if any(isinstance(layer, nn.Conv2d) for layer in layers):
+            x, layers = _front(layers, rows, x.expand(len(stack[0]), *x.shape[1:]))
+        for layer in layers:
             if isinstance(layer, nn.Linear):
                 x = _linear(x, *_parameters(layer, rows))
             elif isinstance(layer, nn.Conv2d):
-                x = _convolution(layer, x, *_parameters(layer, rows))
+                x = _convolutions(layer, x, *_parameters(layer, rows))
             elif isinstance(layer, nn.Flatten):
                 x = x.flatten(2)
-            elif isinstance(layer, PLAIN):
-                y = layer(x.flatten(0, 1))
-                x = y.reshape(*x.shape[:2], *y.shape[1:])
+            elif isinstance(layer, ELEMENTWISE):
+                x = layer(x)
             else:
                 x = torch.stack([layer(part) for part in x])
         return x
+
+
+def _at_least_two(
+    stack: Stack, inputs: Tensor, targets: Tensor, each: bool
+) -> tuple[Stack, Tensor, Tensor]:
+    """A single trajectory twice: products of one matrix round otherwise than those of several."""
+    if len(stack[0]) > 1:
+        return stack, inputs, targets
+    if each:
+        inputs, targets = torch.cat([inputs, inputs]), torch.cat([targets, targets])
+    return [torch.cat([p, p]) for p in stack], inputs, targets
+
+
+# --------------------------------------------------------------------------- chains
 
 
 def _chain(module: nn.Module) -> Iterator[nn.Module]:
@@ -93,6 +117,15 @@ def _chain(module: nn.Module) -> Iterator[nn.Module]:
             yield from _chain(child)
     else:
         yield module
+
+
+def _pooled_first(layers: Sequence[nn.Module]) -> list[nn.Module]:
+    """With ReLUs after the maxima that followed them: the same to the bit, for a quarter of it."""
+    found = list(layers)
+    for i, (one, two) in enumerate(itertools.pairwise(layers)):
+        if isinstance(one, nn.ReLU) and isinstance(two, nn.MaxPool2d) and not two.return_indices:
+            found[i : i + 2] = [two, nn.ReLU()]
+    return found
 
 
 def _known(layer: nn.Module) -> bool:
@@ -123,24 +156,57 @@ def _parameters(layer: nn.Module, rows: Iterator[Tensor]) -> tuple[Tensor, Tenso
     return weight, next(rows) if layer.bias is not None else None
 
 
+# --------------------------------------------------------------------------- linear layers
+
+
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    # Other ways to write this product are faster here and there, but round otherwise for one
-    # trajectory than for two: one wide matrix for all, or outputs before samples.
+    """(trajectories, ..., outputs) of (trajectories, ..., inputs)."""
     shape = x.shape[1:-1]
-    x = x.reshape(len(x), -1, x.shape[-1]).expand(len(weight), -1, -1)
+    # Outputs before samples in memory: faster in float64, and for what a loss does with classes.
+    columns = x.reshape(len(x), -1, x.shape[-1]).expand(len(weight), -1, -1).transpose(1, 2)
     if bias is None:
-        y = torch.bmm(x, weight.transpose(1, 2))
+        y = torch.bmm(weight, columns)
     else:
-        y = torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
-    return y.reshape(len(y), *shape, y.shape[-1])
+        y = torch.baddbmm(bias[:, :, None], weight, columns)
+    y = y.transpose(1, 2)
+    return y if len(shape) == 1 else y.reshape(len(y), *shape, y.shape[-1])
 
 
-def _convolution(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+# --------------------------------------------------------------------------- convolutions
+
+
+def _front(
+    layers: list[nn.Module], rows: Iterator[Tensor], x: Tensor
+) -> tuple[Tensor, list[nn.Module]]:
+    """Convolutions and what lies between them; and the layers that are left.
+
+    Each trajectory goes through all of them before the next one begins, so that what a layer hands
+    to the following one stays in the cache.
+    """
+    given: list[tuple[nn.Module, Tensor | None, Tensor | None]] = []
+    for layer in itertools.takewhile(lambda m: not isinstance(m, nn.Linear | nn.Flatten), layers):
+        trained = isinstance(layer, nn.Conv2d)
+        given.append((layer, *(_parameters(layer, rows) if trained else (None, None))))
+    found = []
+    for member, part in enumerate(x):
+        for layer, weight, bias in given:
+            own = None if bias is None else bias[member]
+            part = layer(part) if weight is None else _convolved(layer, part, weight[member], own)
+        found.append(part)
+    return torch.stack(found), layers[len(given) :]
+
+
+def _convolved(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if x.shape[2:] == weight.shape[2:] and layer.padding == (0, 0) and layer.groups == 1:
+        # The kernel covers all that it sees: a matrix product.
+        return F.linear(x.flatten(1), weight.flatten(1), bias)[..., None, None]
+    if x.device.type == "cpu":  # pooling is far faster so
+        x = x.contiguous(memory_format=torch.channels_last)
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+def _convolutions(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     biases: Sequence[Tensor | None] = [None] * len(weight) if bias is None else list(bias)
-    shared = x.expand(len(weight), *x.shape[1:])
-    return torch.stack(
-        [
-            F.conv2d(part, w, b, layer.stride, layer.padding, layer.dilation, layer.groups)
-            for part, w, b in zip(shared, weight, biases, strict=True)
-        ]
-    )
+    parts = zip(x.expand(len(weight), *x.shape[1:]), weight, biases, strict=True)
+    return torch.stack([_convolved(layer, *part) for part in parts])

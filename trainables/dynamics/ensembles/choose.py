@@ -30,7 +30,7 @@ STACKINGS = ([0], [4], [1, 3], [3, 1, 0], [4, 3, 2, 1, 0])
 #: Times as slow as the loop that a backend is struck off for.
 SLOWER = 3.0
 #: Trajectories at a time on a processor, whose cache is small; a GPU takes all.
-CHUNK = 32
+CHUNK = 16
 
 #: Trajectories one after the other.
 LOOP = "loop"

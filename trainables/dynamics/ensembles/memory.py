@@ -8,8 +8,8 @@ from trainables.dynamics.ensembles.backend import Backend
 from trainables.dynamics.ensembles.choose import Trial
 from trainables.trajectory import Bench
 
-#: More of them at once gain nothing that was measured.
-MOST = 1024
+#: More of them at once gain nothing: on a processor larger stacks leave the cache.
+MOST = {"cpu": 64, "cuda": 1024}
 #: Share of a GPU's free memory that a stack may fill.
 SHARE = 0.8
 #: Numbers in float64 that a step holds for each parameter of a trajectory, diagnostics included.
@@ -35,4 +35,4 @@ def most_trajectories(bench: Bench, backend: Backend) -> int:
         peak = torch.cuda.max_memory_allocated(bench.inputs.device)
         needed += (peak - before) / count
         free = SHARE * torch.cuda.mem_get_info(bench.inputs.device)[0]
-    return max(min(int(free / needed), MOST), 1)
+    return max(min(int(free / needed), MOST.get(bench.inputs.device.type, 1)), 1)
