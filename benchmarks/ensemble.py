@@ -69,8 +69,7 @@ def stacks_step(bench: Bench, backend: Backend, count: int) -> Callable[[], None
 
 def stack_step(bench: Bench, backend: Backend, count: int) -> Callable[[], None]:
     """One step of `count` trajectories in a stack."""
-    dtype = getattr(torch, bench.training.dtype)
-    networks = [bench.network(seed, dtype) for seed in range(min(count, 16))]
+    networks = [bench.network(seed, bench.dtype) for seed in range(min(count, 16))]
     starts = zip(*([p.detach() for p in n.parameters()] for n in networks), strict=True)
     repeats = -(-count // len(networks))
     stack = [torch.stack(s).repeat(repeats, *[1] * s[0].ndim)[:count] for s in starts]
@@ -142,7 +141,7 @@ def compare(name: str, counts: Sequence[int], device: str, seconds: float) -> No
             )
         if device != "cpu":
             flops = sum(_step_flops(bench.task)) * rates[1]
-            share = flops / product_speed(getattr(torch, training.dtype))
+            share = flops / product_speed(bench.dtype)
             print(f"  {share:.1%} of the measured peak of {torch.cuda.get_device_name()}")
 
 

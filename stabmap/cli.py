@@ -185,6 +185,70 @@ def show(spec: SpecPath, override: Overrides = None, as_json: AsJson = False) ->
         print(f"note  {note}")
 
 
+@app.command()
+@_plain_errors
+def doctor(
+    spec: Annotated[str, typer.Argument(help="YAML file, or the name of a preset.")] = "mnist-mlp",
+    isolation: Annotated[
+        bool, typer.Option("--isolation", help="Train points alone and in company, and compare.")
+    ] = False,
+    override: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what is installed here; with --isolation, whether results depend on their neighbours."""
+    found: dict[str, Any] = {"versions": _versions(), "gpus": _gpus()}
+    checked = _isolation(spec, override) if isolation else None
+    if checked is not None:
+        found["isolation"] = checked.to_dict()
+    if as_json:
+        print(json.dumps(found))
+    else:
+        for name, number in found["versions"].items():
+            print(f"{name:10s} {number}")
+        print(f"{'GPUs':10s} {', '.join(found['gpus']) or 'none'}")
+    if checked is not None:
+        if not as_json:
+            _print_isolation(checked)
+        if not checked.sound:
+            raise typer.Exit(1)
+
+
+def _versions() -> dict[str, str]:
+    import platform
+    from importlib.metadata import version
+
+    names = ("torch", "ray", "optuna", "mlflow")
+    ours = {"stabmap": __version__, "python": platform.python_version()}
+    return ours | {name: version(name) for name in names}
+
+
+def _gpus() -> list[str]:
+    import torch
+
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+
+def _isolation(spec: str, override: list[str] | None) -> Any:
+    from sweeps.search.designs import SobolDesign
+    from sweeps.spec import load_spec, parse_overrides
+    from trainables.isolation import check_isolation
+
+    loaded = load_spec(spec, parse_overrides(override or ()))
+    design = SobolDesign(loaded.space, loaded.seed)
+    points = list(dict.fromkeys(design[i] for i in range(4)))
+    return check_isolation(loaded.task_name, loaded.task_options, loaded.training, points)
+
+
+def _print_isolation(found: Any) -> None:
+    print(f"\nbackend    {found.backend}")
+    for name, reason in found.struck.items():
+        print(f"not {name}: {reason}")
+    for way, points in found.differences.items():
+        print(f"{way}: {'the same to the bit as alone' if not points else 'DIFFERENT from alone'}")
+        for point in points:
+            print(f"  {point}")
+
+
 def _workers(spec: Any) -> int:
     cpus = len(os.sched_getaffinity(0))
     return int(spec.resources.workers or max(1, cpus // spec.resources.cpus))

@@ -20,10 +20,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 AXIS_NAMES = ("lr", "alpha", "weight_decay")
-DtypeName = Literal["float32", "float64"]
+DtypeName = Literal["float32", "float64", "bfloat16", "tfloat32"]
 OptimiserName = Literal["sgd", "nesterov", "adam", "adamw", "rmsprop", "adadelta"]
 DecayName = Literal["coupled", "decoupled"]
 BackendName = Literal["auto", "exact", "batched", "vmap", "loop"]
+
+#: Smallest normal number of each dtype; numpy knows nothing of the last two.
+TINY: dict[str, float] = {
+    "float32": 2.0**-126,
+    "float64": 2.0**-1022,
+    "bfloat16": 2.0**-126,
+    "tfloat32": 2.0**-126,
+}
 
 #: What comes before the name of an optimiser of PyTorch's own.
 TORCH_OPTIMISER = "torch.optim."
@@ -339,7 +347,8 @@ class Training:
         seeds: number of replicates of a point (initial weights and data order).
         seed: seed of the sweep, from which the replicates' seeds are derived.
         steps: number of updates of a full training, at least 20.
-        dtype: `float32` or `float64`.
+        dtype: `float32`, `float64`, `bfloat16`, or `tfloat32`: float32 whose products a GPU rounds
+            to 10 bits before it adds them up. Diagnostics are in float64 always.
         device: `cpu`, `cuda` or `cuda:N`.
         optimiser: `sgd` (heavy ball where momentum > 0), `nesterov`, `adam`, `adamw` (kept as
             adam with decoupled decay, which is the same), `rmsprop` or `adadelta`; or one of
@@ -460,14 +469,14 @@ class Training:
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and 0 <= value < 1):
                 yield Mistake(name, value, f"0 <= {name} < 1", f"use {example}")
-        tiny = float(np.finfo(self.dtype).tiny) if self.dtype in get_args(DtypeName) else 0.0
+        tiny = TINY.get(self.dtype, 0.0)
         if self.eps is not None and not (_is_number(self.eps) and tiny <= self.eps < math.inf):
             law = f"eps >= {tiny:.3g}, the smallest normal number of {self.dtype}"
             yield Mistake("eps", self.eps, law, "use 1e-8")
 
     def _choice_mistakes(self) -> Iterable[Mistake]:
         choices = {
-            "dtype": ("float32", "float64"),
+            "dtype": get_args(DtypeName),
             "decay": (None, *get_args(DecayName)),
             "sharpness": (False, True),
             "lyapunov": (False, True),
@@ -475,6 +484,9 @@ class Training:
             "backend": get_args(BackendName),
         }
         yield from self._optimiser_name_mistakes()
+        if self.dtype == "tfloat32" and not str(self.device).startswith("cuda"):
+            law = f"only GPUs have it, and device is {self.device}"
+            yield Mistake("dtype", self.dtype, law, "use device: cuda, or dtype: float32")
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 allowed = [str(choice) for choice in known if choice is not None]
@@ -540,7 +552,7 @@ class Training:
     @property
     def smallest_lr(self) -> float:
         """Smallest learning rate whose perturbed update lr / k is a normal number of the dtype."""
-        return float(np.finfo(self.dtype).tiny) * max(self.ks)
+        return TINY[self.dtype] * max(self.ks)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -67,8 +67,7 @@ class EnsembleRun:
 
     def add(self, records: Sequence[Record]) -> None:
         """Begin replicates: their weights come from their seeds."""
-        dtype = getattr(torch, self.bench.training.dtype)
-        networks = [self.bench.network(record.seed, dtype) for record in records]
+        networks = [self.bench.network(record.seed, self.bench.dtype) for record in records]
         starts = zip(*([p.detach() for p in n.parameters()] for n in networks), strict=True)
         fresh = [torch.stack(s).repeat_interleave(self._rows, 0) for s in starts]
         slots = [records[0].rule.init(p) for p in fresh]

@@ -27,7 +27,7 @@ from trainables.ensemble_run import EnsembleRun
 from trainables.record import Record
 from trainables.replicate_run import LoopRun
 from trainables.tasks import Task
-from trainables.trajectory import Bench, deterministic
+from trainables.trajectory import Bench
 
 log = logging.getLogger("stabmap")
 
@@ -114,7 +114,7 @@ class PackRun:
         """
         start = time.monotonic()
         known = len(self.results)
-        with deterministic(self._bench.training.device):
+        with self._bench.deterministic():
             while not self.done:
                 for part in self._parts:
                     self._advance_part(part)
@@ -178,7 +178,10 @@ class PackRun:
 
     def _stacks(self, point: Point) -> bool:
         """Whether nothing stands in the way of training a point in a stack."""
-        return point.alpha == 0 and not self._bench.training.optimiser.startswith(TORCH_OPTIMISER)
+        training = self._bench.training
+        built_in = not training.optimiser.startswith(TORCH_OPTIMISER)
+        # In bfloat16 a learning rate in a tensor would be rounded to three digits.
+        return point.alpha == 0 and built_in and training.dtype != "bfloat16"
 
     @cached_property
     def _backend(self) -> Any:
@@ -210,14 +213,14 @@ class PackRun:
         }
 
     def _parts_begun(self) -> Iterator[_Part]:
-        with deterministic(self._bench.training.device):
+        with self._bench.deterministic():
             yield from self._parts
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`, to the bit."""
         self.results = [PointResult.from_dict(d) for d in state["results"]]
         self._found = {(i, j): PointResult.from_dict(d).replicates[0] for i, j, d in state["found"]}
-        with deterministic(self._bench.training.device):
+        with self._bench.deterministic():
             for part, saved in zip(self._parts, state["parts"], strict=True):
                 part.waiting = deque((i, j) for i, j in saved["waiting"])
                 records = [self._record((i, j)) for i, j in saved["jobs"]]

@@ -22,8 +22,12 @@ from trainables.tasks import Task
 
 
 @contextmanager
-def deterministic(device: str) -> Iterator[None]:
-    """One thread, deterministic kernels, no TF32; the former settings come back afterwards.
+def deterministic(device: str, tf32: bool = False) -> Iterator[None]:
+    """One thread, deterministic kernels; the former settings come back afterwards.
+
+    Args:
+        device: where is computed.
+        tf32: whether a GPU may round what it multiplies to TF32.
 
     Raises:
         UnreachableError: a GPU is asked for where there is none.
@@ -48,8 +52,8 @@ def deterministic(device: str) -> Iterator[None]:
         torch.use_deterministic_algorithms(True)
         # Nothing reads memory before writing it; filling it anyway costs a call an operation.
         kernels.fill_uninitialized_memory = False
-        torch.set_float32_matmul_precision("highest")
-        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = True, False, False
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = True, False, tf32
         yield
     finally:
         limits.close()
@@ -97,7 +101,7 @@ class Bench:
     def of(cls, task: Task, training: Training) -> Bench:
         """Load the task's training data once for many trajectories."""
         inputs64, targets64 = (tensor.to(training.device) for tensor in task.train_data())
-        dtype = getattr(torch, training.dtype)
+        dtype = dtype_of(training)
         return cls(
             task,
             training,
@@ -115,7 +119,16 @@ class Bench:
     @property
     def roundoff(self) -> float:
         """Unit roundoff of the training's dtype."""
-        return torch.finfo(getattr(torch, self.training.dtype)).eps / 2
+        return torch.finfo(self.dtype).eps / 2
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which parameters are kept."""
+        return dtype_of(self.training)
+
+    def deterministic(self) -> AbstractContextManager[None]:
+        """The settings under which everything is computed."""
+        return deterministic(self.training.device, self.training.dtype == "tfloat32")
 
     @property
     def full_batch(self) -> bool:
@@ -149,6 +162,13 @@ def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     return np.random.RandomState([seed, epoch]).permutation(count)
 
 
+def dtype_of(training: Training) -> torch.dtype:
+    """In which parameters are kept."""
+    name = "float32" if training.dtype == "tfloat32" else training.dtype
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """The tensor in a dtype; class numbers stay what they are."""
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
@@ -167,7 +187,7 @@ class Trajectory:
     def __init__(self, bench: Bench, point: Point, k: int, seed: int) -> None:
         training = bench.training
         self.bench, self.point, self.k, self.seed = bench, point, k, seed
-        self.module = bench.network(seed, getattr(torch, training.dtype))
+        self.module = bench.network(seed, bench.dtype)
         self.parameters = list(self.module.parameters())
         self.optimiser = optimiser_of(training, point.lr, point.weight_decay, k)
         self.slots: list[Slots] = [self.optimiser.init(p.detach()) for p in self.parameters]

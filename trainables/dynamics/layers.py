@@ -118,7 +118,8 @@ def top_singular_pair(matrix: Tensor) -> tuple[float, Tensor]:
     if size < SMALLEST_NORM:
         return size, torch.zeros_like(fixed)
     # 1 / size must lie in the dtype's range too.
-    scaled = (fixed if 1e-30 < size < 1e30 else fixed.double()) * (1 / size)
+    narrow = torch.float32 if fixed.dtype == torch.bfloat16 else fixed.dtype
+    scaled = fixed.to(narrow if 1e-30 < size < 1e30 else torch.float64) * (1 / size)
     if 1 in fixed.shape:
         return size, scaled.to(fixed.dtype)
     tall = scaled if scaled.shape[0] >= scaled.shape[1] else scaled.T

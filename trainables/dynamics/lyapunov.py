@@ -124,7 +124,7 @@ def lyapunov_exponent(
     Returns:
         The exponent per step; NaN if the training blew up.
     """
-    with deterministic(training.device):
+    with deterministic(training.device, training.dtype == "tfloat32"):
         bench = Bench.of(task, training)
         base = Trajectory(bench, point, training.ks[0], seed)
         neighbour = Neighbour(base)

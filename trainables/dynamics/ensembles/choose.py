@@ -110,9 +110,7 @@ class Trial:
     @classmethod
     def of(cls, bench: Bench) -> Self:
         """With initial weights from several seeds and the first rows of the data."""
-        networks = [
-            bench.network(seed, getattr(torch, bench.training.dtype)) for seed in range(TRIAL)
-        ]
+        networks = [bench.network(seed, bench.dtype) for seed in range(TRIAL)]
         rows = zip(*([p.detach() for p in n.parameters()] for n in networks), strict=True)
         inputs, targets = bench.inputs64, bench.targets64
         if bench.task.batch is not None:

@@ -37,7 +37,9 @@ class FullProduct(Product):
         ahead = self._multiplied(update)
         if not bool(torch.isfinite(ahead).all()):
             return ahead.sum() * math.nan  # blown up: a decomposition would only raise
-        return torch.relu(torch.linalg.svd(ahead)[1][0] - 1)
+        # LAPACK knows no bfloat16.
+        wide = ahead.float() if ahead.dtype == torch.bfloat16 else ahead
+        return torch.relu(torch.linalg.svd(wide)[1][0] - 1)
 
     def pull(self, update: Parts, strength: float = 1.0) -> Parts:
         """Derivative of strength x `penalty` by the update, through the decomposition."""
