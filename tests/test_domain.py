@@ -244,7 +244,7 @@ MESSAGES: list[tuple[Build, tuple[str, str, str, str]]] = [
     ),
     (
         lambda: Training(dtype="float16"),  # type: ignore[arg-type]
-        ("dtype", "'float16'", "unknown choice", "use one of float32, float64"),
+        ("dtype", "'float16'", "unknown choice", "use one of float32, float64, bfloat16, tfloat32"),
     ),
     (
         lambda: Training(optimiser="lbfgs"),
