@@ -99,8 +99,8 @@ class Price:
     def counted(self) -> Any:
         """Count those of the sharpness too."""
 
-        def counting(*given: Any) -> Any:
-            found = sharpness(*given)
+        def counting(*given: Any, **named: Any) -> Any:
+            found = sharpness(*given, **named)
             self.products += found.gradients
             return found
 
