@@ -23,7 +23,7 @@ AXIS_NAMES = ("lr", "alpha", "weight_decay")
 DtypeName = Literal["float32", "float64", "bfloat16", "tfloat32"]
 OptimiserName = Literal["sgd", "nesterov", "adam", "adamw", "rmsprop", "adadelta"]
 DecayName = Literal["coupled", "decoupled"]
-BackendName = Literal["auto", "exact", "batched", "vmap", "loop"]
+BackendName = Literal["auto", "exact", "wide", "batched", "vmap", "loop"]
 
 #: Smallest normal number of each dtype; numpy knows nothing of the last two.
 TINY: dict[str, float] = {
@@ -365,10 +365,10 @@ class Training:
         sharpness: whether the verdict of full-batch trainings also looks at the sharpness.
         lyapunov: whether the finite-time Lyapunov exponent is measured, by one more trajectory a
             seed. It is reported and decides nothing.
-        backend: what trains many trajectories at once: `exact` (the task's own program), `batched`
-            (layers batched by hand), `vmap` (`torch.func`) or `loop` (one after the other); they
-            round differently. `auto` takes the first of them that suits the task and is sound on
-            the device.
+        backend: what trains many trajectories at once: `exact` (the task's own program), `wide`
+            or `batched` (layers batched by hand), `vmap` (`torch.func`) or `loop` (one after the
+            other); they round differently. `auto` takes the first of them that suits the task and
+            is sound on the device.
         early: whether a training ends as soon as more steps cannot change its label
             (`docs/verdict.md`). Margins, metric and exponent are then those of a shorter training.
 

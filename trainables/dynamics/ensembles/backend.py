@@ -120,6 +120,8 @@ class Chunks:
         self, stack: Stack, inputs: Tensor, targets: Tensor, each: bool
     ) -> tuple[Tensor, list[Tensor]]:
         """See `Backend`."""
+        if len(stack[0]) <= self._size:
+            return self._inner.gradients(stack, inputs, targets, each)
         parts = self._parts(stack, inputs, targets, each)
         found = [self._inner.gradients(*part, each) for part in parts]
         losses = torch.cat([loss for loss, _ in found])

@@ -31,6 +31,10 @@ class Batched:
     """
 
     name: ClassVar[str] = "batched"
+    #: Trajectories at a time on a processor, so that what a layer keeps stays in its cache.
+    chunk: ClassVar[int] = 16
+    #: Whether layers that see one input multiply it once for all trajectories.
+    wide: ClassVar[bool] = False
 
     def __init__(self, module: nn.Module, loss: Loss) -> None:
         self._layers = _pooled_first(list(_chain(module)))
@@ -85,7 +89,7 @@ class Batched:
             x, layers = _front(layers, rows, x.expand(len(stack[0]), *x.shape[1:]))
         for layer in layers:
             if isinstance(layer, nn.Linear):
-                x = _linear(x, *_parameters(layer, rows))
+                x = (_wide if self.wide and len(x) == 1 else _linear)(x, *_parameters(layer, rows))
             elif isinstance(layer, nn.Conv2d):
                 x = _convolutions(layer, x, *_parameters(layer, rows))
             elif isinstance(layer, nn.Flatten):
@@ -95,6 +99,23 @@ class Batched:
             else:
                 x = torch.stack([layer(part) for part in x])
         return x
+
+
+class Wide(Batched):
+    """`Batched`, with a first layer that reads its input once for all trajectories.
+
+    In float64 the product of odd sizes is rounded otherwise where there are more trajectories.
+    """
+
+    name: ClassVar[str] = "wide"
+    chunk: ClassVar[int] = 64
+    wide: ClassVar[bool] = True
+
+    @staticmethod
+    def suits(module: nn.Module, dtype: torch.dtype) -> bool:
+        """Whether it is worth a trial."""
+        narrow = dtype in (torch.float32, torch.bfloat16)
+        return narrow and Batched.fits(module) and isinstance(next(_chain(module)), nn.Linear)
 
 
 def _at_least_two(
@@ -170,6 +191,34 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         y = torch.baddbmm(bias[:, :, None], weight, columns)
     y = y.transpose(1, 2)
     return y if len(shape) == 1 else y.reshape(len(y), *shape, y.shape[-1])
+
+
+def _wide(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`_linear` of an input that all share, (1, ..., inputs)."""
+    y: Tensor = _WideLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias)  # type: ignore[no-untyped-call]
+    y = y.transpose(1, 2)
+    return y if x.ndim == 3 else y.reshape(len(y), *x.shape[1:-1], y.shape[-1])
+
+
+class _WideLinear(torch.autograd.Function):
+    """Linear layers of one input without gradient, as one layer with all their outputs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """(trajectories, outputs, rows) of (rows, inputs) and (trajectories, outputs, inputs)."""
+        ctx.save_for_backward(x)
+        ctx.biased, ctx.shape = bias is not None, weight.shape
+        wide = weight.flatten(0, 1)
+        y = wide @ x.T if bias is None else torch.addmm(bias.reshape(-1, 1), wide, x.T)
+        return y.reshape(*weight.shape[:2], len(x))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor | None]:
+        """Gradients by weight and bias."""
+        (x,) = ctx.saved_tensors
+        wide = gradients[0].flatten(0, 1)
+        by_bias = wide.sum(1).reshape(ctx.shape[:2]) if ctx.biased else None
+        return None, (wide @ x).reshape(ctx.shape), by_bias
 
 
 # --------------------------------------------------------------------------- convolutions

@@ -11,21 +11,22 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from trainables.domain import InputError, Mistake
 from trainables.dynamics.ensembles.backend import Backend, Chunks, Loop, Stack
-from trainables.dynamics.ensembles.batched import Batched
+from trainables.dynamics.ensembles.batched import Batched, Wide
 from trainables.dynamics.ensembles.vectorised import Vectorised
 from trainables.trajectory import Bench, cast
 
 log = logging.getLogger("stabmap")
 
-#: Trajectories of the trial, and how they are stacked in it.
+#: Trajectories of the trial, how they are stacked in it, and how many of them once.
 TRIAL = 5
+LARGE = 64
 STACKINGS = ([0], [4], [1, 3], [3, 1, 0], [4, 3, 2, 1, 0])
 #: Times as slow as the loop that a backend is struck off for.
 SLOWER = 3.0
@@ -34,7 +35,11 @@ CHUNK = 16
 
 #: Trajectories one after the other.
 LOOP = "loop"
-NAMES = ("auto", "exact", "batched", "vmap", LOOP)
+NAMES = ("auto", "exact", "wide", "batched", "vmap", LOOP)
+
+
+#: Which of the few the last ones of the many are.
+_LAST = [i % TRIAL for i in range(LARGE - TRIAL, LARGE)]
 
 
 def candidates(bench: Bench) -> Iterator[Backend]:
@@ -44,6 +49,8 @@ def candidates(bench: Bench) -> Iterator[Backend]:
     if exact is not None:
         yield exact()
     module = bench.network(0, torch.float64)
+    if bench.full_batch and Wide.suits(module, bench.dtype):
+        yield Wide(module, task.loss)
     if Batched.fits(module):
         yield Batched(module, task.loss)
     yield Vectorised(module, task.loss)
@@ -63,9 +70,27 @@ def choose(bench: Bench, wanted: str = "auto") -> tuple[Backend | None, dict[str
     Raises:
         InputError: the wanted backend does not suit the task, or is not sound here.
     """
-    struck: dict[str, str] = {}
     if wanted == LOOP:
-        return None, struck
+        return None, {}
+    training = bench.training
+    try:
+        key = (bench.task, training.dtype, training.device, wanted)
+        if key not in _known:
+            _known[key] = _choose(bench, wanted)
+            if len(_known) > MOST_KNOWN:
+                del _known[next(iter(_known))]
+        return _known[key]
+    except TypeError:  # a task that has no hash
+        return _choose(bench, wanted)
+
+
+#: What was chosen in this process before: a trial takes as long as hundreds of steps.
+_known: dict[Any, tuple[Backend | None, dict[str, str]]] = {}
+MOST_KNOWN = 8
+
+
+def _choose(bench: Bench, wanted: str) -> tuple[Backend | None, dict[str, str]]:
+    struck: dict[str, str] = {}
     trial = Trial.of(bench)
     for backend in candidates(bench):
         if wanted not in ("auto", backend.name):
@@ -81,7 +106,7 @@ def choose(bench: Bench, wanted: str = "auto") -> tuple[Backend | None, dict[str
             reason = f"it fails: {type(error).__name__}: {first[:200]}"
         if reason is None:
             if bench.inputs.device.type == "cpu":
-                backend = Chunks(backend, CHUNK)
+                backend = Chunks(backend, getattr(backend, "chunk", CHUNK))
             return backend, struck
         struck[backend.name] = reason
         log.info("task %s: no ensemble backend %s: %s", bench.task.name, backend.name, reason)
@@ -123,6 +148,9 @@ class Trial:
         """What differs, to the bit, when trajectories are stacked otherwise; None if nothing."""
         everything = list(range(TRIAL))
         whole = self._results(backend, everything)
+        many = self._results(backend, [i % TRIAL for i in range(LARGE)])
+        if not all(torch.equal(a[-TRIAL:], b[_LAST]) for a, b in zip(many, whole, strict=True)):
+            return f"results change where {LARGE} trajectories are together"
         for rows in STACKINGS:
             part = self._results(backend, rows)
             if not all(torch.equal(a, b[rows]) for a, b in zip(part, whole, strict=True)):
