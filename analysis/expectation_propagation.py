@@ -122,7 +122,7 @@ class _State:
         root = np.sqrt(precision)
         scaled = root[:, None] * covariance
         inner = scaled * root
-        inner.reshape(-1)[:: len(inner) + 1] += 1
+        inner[np.diag_indices(len(inner))] += 1
         factor = _cholesky(inner)
         half = _solve_lower(factor, scaled)
         variance = np.maximum(covariance.diagonal() - (half**2).sum(0), SMALLEST)

@@ -31,7 +31,7 @@ from analysis.map import StabilityMap
 from analysis.plot import plot_map
 from sweeps.progress import Progress
 from sweeps.rounds import Rounds
-from sweeps.searcher import PackSearcher
+from sweeps.searcher import NoProposal, PackSearcher
 from sweeps.spec import SweepSpec
 from sweeps.store import Store, key_of, unwritable
 from sweeps.tracking import Tracker, review_command
@@ -108,9 +108,8 @@ def run_sweep(spec: SweepSpec, address: str = "local") -> str:
 def execute(spec: SweepSpec, address: str = "local", stream: IO[str] | None = None) -> Outcome:
     """`run_sweep` with a progress line and with all that there is to say at the end."""
     check_surroundings(spec, address)
-    tracker = Tracker(spec)
-    with Store(spec) as store:
-        session = _Session(spec, store, tracker, stream)
+    with Store(spec) as store:  # its lock first: two runs of one sweep are told so
+        session = _Session(spec, store, Tracker(spec), stream)
         return session.run(address)
 
 
@@ -207,6 +206,8 @@ class _Session:
             if self.searcher.fill() is not None:  # else all results are known: Ray is not needed
                 with _ray(self.spec, address) as scratch, self._interruptible():
                     self._train(scratch)
+            elif self.searcher.failure is not None:
+                raise _not_kept(self.searcher.failure, self.spec, len(self.rounds.results))
             self.rounds.finish()
             status = "KILLED" if self.interrupted else "FINISHED"
         finally:
@@ -424,6 +425,8 @@ def _not_kept(error: Exception, spec: SweepSpec, points: int) -> StabmapError:
     """What to say where a result could not be written."""
     if isinstance(error, OSError):
         return unwritable(spec, error)
+    if isinstance(error, NoProposal):
+        return StabmapError(f"{error}; {points} points are kept")
     return StabmapError(
         f"a result could not be kept ({type(error).__name__}: {error}); {points} points are kept"
     )

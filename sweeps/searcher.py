@@ -12,11 +12,19 @@ from ray.tune.search import Searcher
 
 from sweeps.rounds import Rounds
 from sweeps.spec import SweepSpec
-from trainables.domain import Point, PointResult
+from trainables.domain import Point, PointResult, StabmapError
 
 Known = Callable[[int, Point], PointResult | None]
 Sink = Callable[[list[tuple[int, PointResult]]], None]
 Numbered = tuple[int, Point]
+
+
+class NoProposal(StabmapError):
+    """The search could not say where to train next."""
+
+    def __init__(self, cause: Exception) -> None:
+        kind = type(cause).__name__
+        super().__init__(f"no further point could be proposed ({kind}: {cause})")
 
 
 class PackSearcher(Searcher):
@@ -76,7 +84,11 @@ class PackSearcher(Searcher):
         """
         while not self._queue:
             self._look_ahead()
-            proposed, self._next = self._next and self._next.result(), None
+            try:
+                proposed, self._next = self._next and self._next.result(), None
+            except Exception as error:  # Tune would show its own stack, and ours below it
+                self.failure, self.closed = NoProposal(error), True
+                return None
             if proposed is None:
                 return "results"
             if not proposed:

@@ -7,6 +7,7 @@ infinity into 1.8e308 and NaN into 0).
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import math
 import os
@@ -17,8 +18,8 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -113,8 +114,9 @@ class Tracker:
         try:
             if self.uri.startswith("sqlite:///"):
                 Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-            client = MlflowClient(self.uri)
-            client.search_experiments(max_results=1)
+            with self._alone():
+                client = MlflowClient(self.uri)
+                client.search_experiments(max_results=1)
         except Exception as error:  # every scheme has its own kinds of failure
             first = redacted(str(error).strip().splitlines()[0] if str(error).strip() else "")
             raise UnreachableError(
@@ -123,6 +125,16 @@ class Tracker:
                 "or MLFLOW_TRACKING_URI, or leave both out to use a local sqlite file"
             ) from error
         return client
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One process at a time: two that begin together would both make the same tables."""
+        if not self.uri.startswith("sqlite:///"):
+            yield
+            return
+        with Path(self.uri.removeprefix("sqlite:///") + ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     # ----------------------------------------------------------------- the parent run
 
@@ -134,8 +146,26 @@ class Tracker:
 
         Returns:
             Id of the parent run: the sweep's id.
+
+        Raises:
+            UnreachableError: MLflow refuses (a deleted experiment, artifacts that cannot be
+                written).
         """
-        self._experiment_id = self._experiment()
+        from mlflow.exceptions import MlflowException
+
+        try:
+            with self._alone():
+                self._experiment_id = self._experiment()
+            return self._open(known)
+        except (OSError, RuntimeError, MlflowException) as error:
+            first = redacted((str(error).strip().splitlines() or [""])[0])
+            raise UnreachableError(
+                f"tracking.address = {redacted(self.uri)!r}: MLflow cannot open a run there "
+                f"({type(error).__name__}: {first[:160]}); mend it, or use another "
+                "tracking.experiment or folder"
+            ) from error
+
+    def _open(self, known: str | None) -> str:
         if known is not None and self._exists(known):
             self.sweep_id = known
             self._experiment_id = self._client.get_run(known).info.experiment_id

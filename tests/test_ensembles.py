@@ -24,7 +24,7 @@ from trainables.dynamics.ensembles.memory import most_trajectories
 from trainables.dynamics.ensembles.vectorised import Vectorised
 from trainables.ensemble_run import EnsembleRun
 from trainables.evaluate import checked_training, evaluate
-from trainables.losses import MEAN_SQUARED_ERROR, Loss
+from trainables.losses import CROSS_ENTROPY, MEAN_SQUARED_ERROR, Loss
 from trainables.pack import PackRun
 from trainables.tasks import Task, get_task
 from trainables.trajectory import Bench, deterministic
@@ -346,6 +346,40 @@ def test_an_unsound_backend_is_not_used_and_the_log_says_why(
         choose(bench, "batched")
 
 
+class Other(Batched):
+    """Trains something else, the same for all stacks."""
+
+    def gradients(
+        self, stack: Stack, inputs: Tensor, targets: Tensor, each: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        losses, gradients = super().gradients(stack, inputs, targets, each)
+        return losses, [1.001 * g for g in gradients]
+
+
+def test_a_backend_that_trains_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_under_test, "Batched", Other)
+    backend, struck = choose(bench_of(get_task("mnist-mlp", **MLP), dtype="float64"))
+    assert backend is not None
+    assert backend.name == "vmap"
+    assert struck == {"batched": "its losses or gradients are not those of the loop"}
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_cross_entropy_of_many_is_torch_s_own(ignored: bool) -> None:
+    """Class numbers, of which some may be left out; and shares of classes."""
+    module = nn.Sequential(nn.Linear(3, 5)).double()
+    random = torch.Generator().manual_seed(0)
+    inputs = torch.randn(5, 3, generator=random, dtype=torch.float64)
+    numbers = torch.tensor([0, 4, -100 if ignored else 2, 1, 3])
+    shares = torch.softmax(torch.randn(5, 5, generator=random, dtype=torch.float64), 1)
+    rows = zip(*(nn.Linear(3, 5).double().parameters() for _ in range(3)), strict=True)
+    stack = [torch.stack([p.detach() for p in row]) for row in rows]
+    for targets in (numbers, shares):
+        found = Batched(module, CROSS_ENTROPY).losses(stack, inputs, targets, False)
+        expected = [F.cross_entropy(inputs @ w.T + b, targets) for w, b in zip(*stack, strict=True)]
+        torch.testing.assert_close(found, torch.stack(expected))
+
+
 def test_a_slow_backend_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module_under_test, "SLOWER", 0.0)
     backend, struck = choose(bench_of(get_task("mnist-mlp", **MLP)))
@@ -379,6 +413,33 @@ def test_a_network_with_a_state_is_trained_by_the_loop() -> None:
     assert result.replicates[0].backend == "loop"
 
 
+class _Scaled(nn.Module):
+    """A linear layer and one number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.scale = nn.Linear(128, 3), nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(1)) * self.scale  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Scaled(Chain):
+    """Its network has a parameter without dimensions."""
+
+    name: ClassVar[str] = "scaled"
+
+    def module(self, seed: int) -> nn.Module:
+        return _Scaled().double()
+
+
+@pytest.mark.parametrize("backend", ["vmap", "loop"])
+def test_a_parameter_without_dimensions(backend: str) -> None:
+    (result,) = evaluate([Point(1e-3)], Scaled(), steps=20, backend=backend)
+    assert result.verdict.margins.bounded > 0
+
+
 # --------------------------------------------------------------------------- memory
 
 
@@ -407,6 +468,47 @@ def test_out_of_memory_halves_the_pack_and_loses_nothing(monkeypatch: pytest.Mon
     out_of_memory_above(0, monkeypatch)
     with pytest.raises(UnreachableError, match="does not hold one replicate of task one-layer-cnn"):
         evaluate(points, task, steps=20)
+
+
+@pytest.mark.parametrize("where", ["add", "take_finished"])
+def test_out_of_memory_anywhere_loses_nothing(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When replicates come in beside others, and when one of them is judged."""
+    task = get_task("one-layer-cnn", **CNN)
+    points = [Point(0.5, 0.0, 50.0), *points_of("one-layer-cnn", 8, 5)]
+    expected = evaluate(points, task, steps=20)
+    original, calls = getattr(EnsembleRun, where), 0
+
+    def limited(self: EnsembleRun, *given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls in (1, 2, 4) and len(self.records) + sum(map(len, given)) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, *given)
+
+    monkeypatch.setattr(EnsembleRun, where, limited)
+    pack = PackRun(points, task, checked_training({"steps": 20}), together=15)
+    pack.advance()
+    assert pack.results == expected
+
+
+def test_a_pack_goes_on_with_the_backend_it_began_with() -> None:
+    """Though this process would choose another one."""
+    task, training = get_task("mnist-mlp", **MLP), checked_training({"steps": 40})
+    points = [Point(0.1), Point(1.0)]
+    expected = evaluate(points, task, steps=40)
+    first = PackRun(points, task, training)
+    for _ in range(9):
+        first.advance(0.0)
+    state = first.state_dict()
+    [known] = [key for key in module_under_test._known if key[3] == "auto"]
+    module_under_test._known[known] = (None, {"wide": "slow today"})
+    again = PackRun(points, task, training)
+    again.load_state_dict(state)
+    again.advance()
+    assert again.results == expected
+    other = PackRun(points, task, training)
+    other.advance()
+    assert {r.replicates[0].backend for r in other.results} == {"loop"}
 
 
 def test_how_many_fit() -> None:

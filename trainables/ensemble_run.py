@@ -24,8 +24,7 @@ from trainables.dynamics.optimisers import Slots
 from trainables.dynamics.thresholds import preconditioner_scaling
 from trainables.dynamics.torch_optimiser import optimiser_of
 from trainables.record import Record
-from trainables.replicate_run import PROBE_SAMPLES
-from trainables.trajectory import Bench
+from trainables.trajectory import PROBE_SAMPLES, Bench
 
 
 @dataclass
@@ -306,7 +305,7 @@ class EnsembleRun:
 
 def _squares(tensors: Sequence[Tensor]) -> Tensor:
     """(rows,) sums of squares over all tensors of shape (rows, ...), in float64."""
-    found: Tensor = sum((t.double() ** 2).flatten(1).sum(1) for t in tensors)  # type: ignore[assignment]
+    found: Tensor = sum((t.double() ** 2).reshape(len(t), -1).sum(1) for t in tensors)  # type: ignore[assignment]
     return found
 
 

@@ -6,13 +6,14 @@ A result that depends on its neighbours can be neither resumed nor audited.
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from multiprocessing.synchronize import Event
 from typing import Any
 
-from trainables.domain import Point, PointResult, Training
+from trainables.domain import Point, PointResult, StabmapError, Training
 from trainables.dynamics.ensembles.choose import choose
 from trainables.pack import PackRun
 from trainables.tasks import Task, get_task
@@ -60,6 +61,7 @@ def check_isolation(
     Raises:
         InputError: a setting breaks a law.
         UnreachableError: the device does not exist.
+        StabmapError: no second process could train beside the first.
     """
     task = get_task(name, **options)
 
@@ -118,8 +120,11 @@ def _neighbour(
     )
     process.start()
     try:
-        begun.wait(PATIENCE)
+        if not begun.wait(PATIENCE) or not process.is_alive():
+            raise StabmapError(f"task {name}: no second process could train it beside the first")
         yield
+        if not process.is_alive():
+            raise StabmapError(f"task {name}: the process beside ended before its time")
     finally:
         process.terminate()
         process.join()
@@ -128,7 +133,8 @@ def _neighbour(
 def _train_on(
     name: str, options: dict[str, Any], training: Training, points: list[Point], begun: Event
 ) -> None:
-    while True:
+    parent = os.getppid()
+    while os.getppid() == parent:
         pack = PackRun(points, get_task(name, **options), training)
         pack.advance(0.0)
         begun.set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -95,6 +95,7 @@ class PackRun:
         self._first = tuple(first or [0] * len(self.points))
         self._bench = Bench.of(task, training)
         self._together = together
+        self._wanted = training.backend
         self._found: dict[Job, Replicate] = {}
 
     @property
@@ -124,26 +125,29 @@ class PackRun:
         return self.results[known:]
 
     def _advance_part(self, part: _Part) -> None:
-        room = min(part.places - len(part.run.records), len(part.waiting))
+        room = max(min(part.places - len(part.run.records), len(part.waiting)), 0)
+        new = [part.waiting.popleft() for _ in range(room)]
+        jobs = [*(record.job for record in part.run.records), *new]
+        failure = None
         try:
-            if room > 0:
-                part.run.add([self._record(part.waiting.popleft()) for _ in range(room)])
+            if new:
+                part.run.add([self._record(job) for job in new])
             if part.run.records:
                 part.run.advance()
+            for record, replicate in part.run.take_finished():
+                self._found[record.job] = replicate
         except torch.OutOfMemoryError as error:
-            self._halve(part, error)
-            return
-        for record, replicate in part.run.take_finished():
-            self._found[record.job] = replicate
+            failure = str(error)
+        if failure is not None:  # outside of the handler, whose traceback holds the memory
+            self._halve(part, jobs, failure)
 
-    def _halve(self, part: _Part, error: Exception) -> None:
+    def _halve(self, part: _Part, jobs: list[Job], failure: str) -> None:
         """Begin again with half as many places: no point is lost, and none of its bits changes."""
-        jobs = [record.job for record in part.run.records]
         if len(jobs) <= 1:
             raise UnreachableError(
                 f"device {self._bench.training.device}: its memory does not hold one replicate of "
-                f"task {self._bench.task.name} ({error}); use fewer ks, a smaller batch or network"
-            ) from error
+                f"task {self._bench.task.name} ({failure}); use fewer ks, or a smaller network"
+            )
         part.places = len(jobs) // 2
         log.warning("out of memory: %d replicates together instead of %d", part.places, len(jobs))
         part.waiting.extendleft(reversed(jobs))
@@ -185,7 +189,7 @@ class PackRun:
 
     @cached_property
     def _backend(self) -> Any:
-        return choose(self._bench, self._bench.training.backend)[0]
+        return choose(self._bench, self._wanted)[0]
 
     def _new_run(self, backend: str) -> Run:
         if backend == LOOP:
@@ -209,27 +213,33 @@ class PackRun:
         return {
             "results": [result.to_dict() for result in self.results],
             "found": found,
-            "parts": [_saved(part) for part in self._parts_begun()],
+            "parts": [_saved(part) for part in self._begun()],
         }
 
-    def _parts_begun(self) -> Iterator[_Part]:
+    def _begun(self) -> list[_Part]:
         with self._bench.deterministic():
-            yield from self._parts
+            return self._parts
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`, to the bit."""
+        """Go on from `state_dict`, to the bit, with the backend that it began with.
+
+        Raises:
+            InputError: that backend is not sound here.
+        """
         self.results = [PointResult.from_dict(d) for d in state["results"]]
         self._found = {(i, j): PointResult.from_dict(d).replicates[0] for i, j, d in state["found"]}
-        with self._bench.deterministic():
-            for part, saved in zip(self._parts, state["parts"], strict=True):
-                part.waiting = deque((i, j) for i, j in saved["waiting"])
-                records = [self._record((i, j)) for i, j in saved["jobs"]]
-                part.run = self._new_run(part.backend)
-                part.run.load_state_dict(saved["run"], records)
+        self._wanted = state["parts"][0]["backend"]
+        for built in ("_parts", "_backend"):
+            self.__dict__.pop(built, None)
+        for part, saved in zip(self._begun(), state["parts"], strict=True):
+            part.waiting = deque((i, j) for i, j in saved["waiting"])
+            records = [self._record((i, j)) for i, j in saved["jobs"]]
+            part.run.load_state_dict(saved["run"], records)
 
 
 def _saved(part: _Part) -> dict[str, Any]:
     return {
+        "backend": part.backend,
         "waiting": [list(job) for job in part.waiting],
         "jobs": [list(record.job) for record in part.run.records],
         "run": part.run.state_dict(),

@@ -13,10 +13,7 @@ from trainables.dynamics.distance import rel_l1
 from trainables.dynamics.lyapunov import Neighbour
 from trainables.dynamics.thresholds import preconditioner_scaling
 from trainables.record import Record
-from trainables.trajectory import Trajectory
-
-#: Training samples that the loss of a mini-batch training is watched on.
-PROBE_SAMPLES = 256
+from trainables.trajectory import PROBE_SAMPLES, Trajectory
 
 
 class ReplicateRun:

@@ -20,6 +20,9 @@ from trainables.dynamics.torch_optimiser import optimiser_of
 from trainables.losses import Loss
 from trainables.tasks import Task
 
+#: Training samples that the loss of a mini-batch training is watched on.
+PROBE_SAMPLES = 256
+
 
 @contextmanager
 def deterministic(device: str, tf32: bool = False) -> Iterator[None]:
@@ -156,7 +159,7 @@ class Bench:
             return self.task.module(seed).to(self.training.device, dtype)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=512)  # more than there are replicates together
 def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     """Order of the data in one epoch; kept, because every step of the epoch asks for it."""
     return np.random.RandomState([seed, epoch]).permutation(count)

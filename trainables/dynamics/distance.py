@@ -40,7 +40,7 @@ def rel_l1_each(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     total = torch.zeros(len(first[0]) if first else 1, dtype=torch.float64)
     count = total
     for x, y in zip(first, second, strict=True):
-        x64, y64 = x.detach().flatten(1).double(), y.detach().flatten(1).double()
+        x64, y64 = (t.detach().reshape(len(t), -1).double() for t in (x, y))
         limits = torch.finfo(x.dtype)
         scale = x64.abs() + y64.abs()
         ratio = (x64 - y64).abs() / scale

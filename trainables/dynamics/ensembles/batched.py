@@ -18,6 +18,10 @@ from trainables.losses import CROSS_ENTROPY, Loss
 ELEMENTWISE = (nn.ReLU, nn.Tanh, nn.Identity)
 
 
+#: The class number of samples that a cross-entropy leaves out.
+IGNORED = -100
+
+
 class Batched:
     """A chain of linear layers, plain convolutions and layers without parameters.
 
@@ -74,10 +78,11 @@ class Batched:
         outputs = self._outputs(stack, inputs if each else inputs[None])
         if len(outputs) == 1 < len(stack[0]):  # nothing of it is trained
             outputs = outputs.expand(len(stack[0]), *outputs.shape[1:])
-        if self._loss is CROSS_ENTROPY and outputs.ndim == 3:
+        if self._loss is CROSS_ENTROPY and outputs.ndim == 3 and not targets.is_floating_point():
             # Classes before samples, as the last layer left them: faster than ten at a time.
             numbers = targets if each else targets.expand(len(outputs), -1)
-            return F.cross_entropy(outputs.transpose(1, 2), numbers, reduction="none").mean(1)
+            terms = F.cross_entropy(outputs.transpose(1, 2), numbers, reduction="none")
+            return terms.sum(1) / (numbers != IGNORED).sum(1)
         found: Tensor = vmap(self._loss.value, (0, 0 if each else None))(outputs, targets)
         return found
 

@@ -20,7 +20,7 @@ from trainables.domain import InputError, Mistake
 from trainables.dynamics.ensembles.backend import Backend, Chunks, Loop, Stack
 from trainables.dynamics.ensembles.batched import Batched, Wide
 from trainables.dynamics.ensembles.vectorised import Vectorised
-from trainables.trajectory import Bench, cast
+from trainables.trajectory import PROBE_SAMPLES, Bench, cast
 
 log = logging.getLogger("stabmap")
 
@@ -28,6 +28,8 @@ log = logging.getLogger("stabmap")
 TRIAL = 5
 LARGE = 64
 STACKINGS = ([0], [4], [1, 3], [3, 1, 0], [4, 3, 2, 1, 0])
+#: How far a backend's gradients in float64 may lie from the loop's, relative to the largest.
+AGREEMENT = 1e-6
 #: Times as slow as the loop that a backend is struck off for.
 SLOWER = 3.0
 #: Trajectories at a time on a processor, whose cache is small; a GPU takes all.
@@ -96,7 +98,7 @@ def _choose(bench: Bench, wanted: str) -> tuple[Backend | None, dict[str, str]]:
         if wanted not in ("auto", backend.name):
             continue
         try:
-            reason = trial.dependence(backend)
+            reason = trial.dependence(backend) or trial.disagreement(backend)
             if reason is None and wanted == "auto":
                 times = trial.seconds(backend) / trial.pace
                 slow = f"it takes {times:.1f} times as long as the loop"
@@ -157,6 +159,22 @@ class Trial:
                 return f"results change where trajectories {rows} of {everything} are alone"
         return None
 
+    def disagreement(self, backend: Backend) -> str | None:
+        """Whether losses and gradients in float64 are not those of the loop; None if they are."""
+        loop = Loop(self.bench.network(0, torch.float64), self.bench.task.loss)
+        wide = [p.double() for p in self.stack]
+        each = not self.bench.full_batch
+        for rows in ([0, 1], [2]):
+            stack = [p[rows] for p in wide]
+            batch = [t[rows] if each else t for t in (self.inputs, self.targets)]
+            pairs = [b.gradients(stack, batch[0], batch[1], each) for b in (backend, loop)]
+            mine, theirs = ([losses, *gradients] for losses, gradients in pairs)
+            for one, other in zip(mine, theirs, strict=True):
+                scale = float(other.abs().max())
+                if not torch.allclose(one, other, rtol=0, atol=AGREEMENT * scale, equal_nan=True):
+                    return "its losses or gradients are not those of the loop"
+        return None
+
     def _results(self, backend: Backend, rows: list[int]) -> list[Tensor]:
         """Losses and gradients, and losses in float64."""
         each = not self.bench.full_batch
@@ -166,8 +184,10 @@ class Trial:
         losses, gradients = backend.gradients(
             stack, cast(inputs, dtype), cast(targets, dtype), each
         )
-        watched = backend.losses([p.double() for p in stack], inputs, targets, each)
-        return [losses, watched, *gradients]
+        wide = [p.double() for p in stack]
+        watched = backend.losses(wide, inputs, targets, each)
+        few = self.bench.inputs64[:PROBE_SAMPLES], self.bench.targets64[:PROBE_SAMPLES]
+        return [losses, watched, backend.losses(wide, few[0], few[1], False), *gradients]
 
     @property
     def pace(self) -> float:

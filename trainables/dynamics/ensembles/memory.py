@@ -31,7 +31,10 @@ def most_trajectories(bench: Bench, backend: Backend) -> int:
     if bench.inputs.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(bench.inputs.device)
         before = torch.cuda.memory_allocated(bench.inputs.device)
-        trial.dependence(backend)
+        try:
+            trial.dependence(backend)
+        except torch.OutOfMemoryError:
+            return 1
         peak = torch.cuda.max_memory_allocated(bench.inputs.device)
         needed += (peak - before) / count
         free = SHARE * torch.cuda.mem_get_info(bench.inputs.device)[0]
