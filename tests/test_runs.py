@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
+from stabmap import load_spec
 from sweeps.runs import FinishedRun, database_of, write_run, write_together
+from sweeps.tracking import Tracker
+from trainables.domain import UnreachableError
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +87,33 @@ def test_nothing_goes_to_a_deleted_experiment(client: MlflowClient, tmp_path: Pa
 def test_a_server_is_no_database() -> None:
     """Its client only speaks HTTP, so there is nothing to write to."""
     assert database_of(MlflowClient("http://127.0.0.1:1")) is None
+
+
+# --------------------------------------------------------------------------- the parent run
+
+
+def test_a_deleted_experiment_is_one_clear_error(tmp_path: Path) -> None:
+    spec = load_spec("one-layer-cnn", {"folder": str(tmp_path), "tracking.experiment": "gone"})
+    client = Tracker(spec)._client
+    client.delete_experiment(client.create_experiment("gone"))
+    with pytest.raises(UnreachableError, match=r"MLflow cannot open a run there .* use another"):
+        Tracker(spec).open(None)
+
+
+BEGIN = """
+import sys
+from stabmap import load_spec
+from sweeps.tracking import Tracker
+tracker = Tracker(load_spec("one-layer-cnn", {"folder": sys.argv[1]}))
+tracker.open(None)
+tracker.close("FINISHED")
+"""
+
+
+def test_sweeps_that_begin_together_in_a_fresh_folder(tmp_path: Path) -> None:
+    """Both make MLflow's tables and the experiment; neither fails."""
+    words = [sys.executable, "-c", BEGIN, str(tmp_path)]
+    both = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in both:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors

@@ -7,6 +7,7 @@ import pytest
 from analysis.load import redacted
 from stabmap import load_spec
 from sweeps.rounds import Rounds
+from sweeps.runner import _not_kept
 from sweeps.searcher import PackSearcher
 from trainables.domain import Margins, Point, PointResult, Reason, Replicate, Verdict
 
@@ -27,6 +28,25 @@ def test_a_result_that_cannot_be_kept_ends_the_sweep() -> None:
     assert isinstance(searcher.failure, OSError)
     assert searcher.suggest("b") == "FINISHED"
     assert rounds.results == {}
+
+
+def test_a_search_that_fails_ends_the_sweep_with_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = load_spec("one-layer-cnn", {"budget.points": 4})
+    rounds = Rounds(spec)
+    searcher = PackSearcher(spec, rounds, lambda *_: None, lambda results: None)
+
+    def broken() -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(rounds, "propose", broken)
+    assert searcher.suggest("a") == "FINISHED"
+    assert searcher.failure is not None
+    told = str(_not_kept(searcher.failure, spec, 7))
+    assert told == (
+        "no further point could be proposed (ZeroDivisionError: by zero); 7 points are kept"
+    )
 
 
 def test_results_of_a_report_are_kept_together_and_once() -> None:
