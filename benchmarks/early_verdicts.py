@@ -119,8 +119,7 @@ def train(bench: Bench, point: Point, kind: str) -> Row:
 
     @cache
     def sharpness(step: int) -> float:
-        kept._snapshots = [snapshots[step]]
-        return kept._sharpness_ratios()[0]
+        return kept._sharpness_ratio(snapshots[step])
 
     with deterministic("cpu"), patch.object(record, "judge", listen):
         while not run.done:
@@ -167,7 +166,9 @@ class Family:
     def rows(self, seed: int, share: float) -> Iterator[Row]:
         """Train all points, or that share of them."""
         random = np.random.default_rng([seed, self.uniform, self.segments])
-        bench = Bench.of(self.task, Training(seed=seed, lyapunov=False, **self.settings))
+        bench = Bench.of(
+            self.task, Training(seed=seed, lyapunov=False, early=False, **self.settings)
+        )
         some = []
         for _ in range(round(self.uniform * share)):
             lr, decay = (log_uniform(random, *ends) for ends in (self.lr, self.weight_decay))
@@ -217,7 +218,9 @@ class ToyFamily:
         """Uniform points of every case, then one of its label changes halved."""
         cases = TOYS[self.name]()
         for number, case in enumerate(cases[:: max(1, round(1 / share))]):
-            bench = Bench.of(case.task, Training(lyapunov=False, steps=self.steps, **case.training))
+            bench = Bench.of(
+                case.task, Training(lyapunov=False, early=False, steps=self.steps, **case.training)
+            )
             random = np.random.default_rng([seed, number])
             some = [
                 train(bench, Point(float(lr), 0.0, case.weight_decay), "uniform")
