@@ -108,8 +108,9 @@ def run_sweep(spec: SweepSpec, address: str = "local") -> str:
 def execute(spec: SweepSpec, address: str = "local", stream: IO[str] | None = None) -> Outcome:
     """`run_sweep` with a progress line and with all that there is to say at the end."""
     check_surroundings(spec, address)
-    with Store(spec) as store:  # its lock first: two runs of one sweep are told so
-        session = _Session(spec, store, Tracker(spec), stream)
+    tracker = Tracker(spec)  # before the store: where it cannot be reached nothing is left behind
+    with Store(spec) as store:
+        session = _Session(spec, store, tracker, stream)
         return session.run(address)
 
 

@@ -82,7 +82,7 @@ LAWS: list[tuple[dict[str, Any], str, str, str, str]] = [
     ({"momentum": 1.0}, "momentum", "1.0", "0 <= momentum < 1", "0.9"),
     ({"momentum": -0.1}, "momentum", "-0.1", "0 <= momentum < 1", "0.9"),
     ({"momentum": math.nan}, "momentum", "nan", "0 <= momentum < 1", "0.9"),
-    ({"dtype": "float16"}, "dtype", "'float16'", "must be 'float32' or 'float64'", "write"),
+    ({"dtype": "float16"}, "dtype", "'float16'", "must be 'float32', 'float64'", "write"),
     ({"optimiser": "sdg"}, "optimiser", "'sdg'", "unknown choice", "mean sgd? use one of sgd"),
     ({"optimiser": "xyz"}, "optimiser", "'xyz'", "unknown choice", "use one of sgd"),
     ({"stabiliser": "none", "axes.alpha": 1}, "stabiliser", "'none'", "alpha > 0", "at 0, or name"),
