@@ -237,23 +237,44 @@ def _front(
     Each trajectory goes through all of them before the next one begins, so that what a layer hands
     to the following one stays in the cache.
     """
-    given: list[tuple[nn.Module, Tensor | None, Tensor | None]] = []
-    for layer in itertools.takewhile(lambda m: not isinstance(m, nn.Linear | nn.Flatten), layers):
+    first = x[0]
+    given: list[_Step] = []
+    for layer in layers:
+        if isinstance(layer, nn.Linear | nn.Flatten) or _covers(layer, first):
+            break
         trained = isinstance(layer, nn.Conv2d)
         given.append((layer, *(_parameters(layer, rows) if trained else (None, None))))
-    found = []
-    for member, part in enumerate(x):
-        for layer, weight, bias in given:
-            own = None if bias is None else bias[member]
-            part = layer(part) if weight is None else _convolved(layer, part, weight[member], own)
+        first = _passed(first, given[-1], 0)
+    found = [first]
+    for member in range(1, len(x)):
+        part = x[member]
+        for step in given:
+            part = _passed(part, step, member)
         found.append(part)
-    return torch.stack(found), layers[len(given) :]
+    return torch.stack([part.contiguous() for part in found]), layers[len(given) :]
+
+
+#: A layer with its stacked weight and bias, if it has any.
+_Step = tuple[nn.Module, Tensor | None, Tensor | None]
+
+
+def _passed(x: Tensor, step: _Step, member: int) -> Tensor:
+    """What a layer makes of the samples of one trajectory."""
+    layer, weight, bias = step
+    if weight is None:
+        found: Tensor = layer(x)
+        return found
+    return _convolved(layer, x, weight[member], None if bias is None else bias[member])
+
+
+def _covers(layer: nn.Module, x: Tensor) -> bool:
+    """Whether a layer is a convolution whose kernel covers all that it sees: a linear layer."""
+    if not isinstance(layer, nn.Conv2d) or layer.groups != 1:
+        return False
+    return layer.padding == (0, 0) and tuple(x.shape[-2:]) == tuple(layer.kernel_size)
 
 
 def _convolved(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if x.shape[2:] == weight.shape[2:] and layer.padding == (0, 0) and layer.groups == 1:
-        # The kernel covers all that it sees: a matrix product.
-        return F.linear(x.flatten(1), weight.flatten(1), bias)[..., None, None]
     if x.device.type == "cpu":  # pooling is far faster so
         x = x.contiguous(memory_format=torch.channels_last)
         weight = weight.contiguous(memory_format=torch.channels_last)
@@ -261,6 +282,8 @@ def _convolved(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Te
 
 
 def _convolutions(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if _covers(layer, x):
+        return _linear(x.flatten(2), weight.flatten(2), bias)[..., None, None]
     biases: Sequence[Tensor | None] = [None] * len(weight) if bias is None else list(bias)
     parts = zip(x.expand(len(weight), *x.shape[1:]), weight, biases, strict=True)
     return torch.stack([_convolved(layer, *part) for part in parts])
