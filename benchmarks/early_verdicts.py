@@ -30,7 +30,7 @@ from _families import FAMILIES as TOYS
 from trainables import record
 from trainables.domain import Point, Regime, Training, Verdict, replicate_seed
 from trainables.dynamics.thresholds import preconditioner_scaling
-from trainables.early import check_steps, settled
+from trainables.early import check_steps, settled, until
 from trainables.record import Record
 from trainables.replicate_run import ReplicateRun
 from trainables.tasks.mnist_mlp import MnistMLP
@@ -88,19 +88,8 @@ class Row:
 
 def cut(seen: Observations, steps: int, floor: float) -> Observations:
     """What had been seen after `steps` updates."""
-    early = seen.loss_steps < steps
-    return replace(
-        seen,
-        loss_steps=seen.loss_steps[early],
-        loss=seen.loss[early],
-        change=seen.change[:steps],
-        separation=seen.separation[:, :steps],
-        ascent=None if seen.ascent is None else seen.ascent[:steps],
-        floor=floor,
-        sharpness=np.empty(0),
-        ended=None,
-        ended_by=None,
-    )
+    begun = until(seen, steps)
+    return replace(begun, steps=seen.steps, floor=floor, ended=None, ended_by=None)
 
 
 def train(bench: Bench, point: Point, kind: str) -> Row:

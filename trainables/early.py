@@ -101,8 +101,8 @@ def settled(
     return _followed(seen, now, earlier, sharpness)
 
 
-def _until(seen: Observations, steps: int) -> Observations:
-    """The first `steps` steps as a training of their own."""
+def until(seen: Observations, steps: int) -> Observations:
+    """The first `steps` steps as a training of their own, without its sharpness."""
     observed = seen.loss_steps < steps
     return replace(
         seen,
@@ -156,7 +156,7 @@ def _repeated(
 def _blow_up(seen: Observations) -> tuple[Verdict, Evidence] | None:
     """Divergent where the loss is out of reach and its pace does not slacken."""
     now = len(seen.change)
-    begun = _until(seen, now)
+    begun = until(seen, now)
     windows = [begun.window(i / 8, (i + 1) / 8) for i in range(4, 8)]
     if not all(len(w) and np.isfinite(w).all() for w in windows):
         return None
@@ -311,10 +311,10 @@ def _followed(
     seen: Observations, now: int, earlier: int, sharpness: Callable[[int], float] | None
 ) -> tuple[Verdict, Evidence] | None:
     """Verdict where the trends of this check and of the one before leave only one label."""
-    begun = _until(seen, now)
+    begun = until(seen, now)
     if not np.isfinite(begun.loss).all():
         return None
-    trends = [Trends(_until(seen, t), seen.steps) for t in (now, earlier)]
+    trends = [Trends(until(seen, t), seen.steps) for t in (now, earlier)]
     if all(t.restrained for t in trends):
         return _judged(begun, Regime.RESTRAINED)
     if not all(t.stable for t in trends):

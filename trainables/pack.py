@@ -177,7 +177,7 @@ class PackRun:
             name = self._backend.name
             places = max(together // rows, 1)
             parts.append(_Part(self._new_run(name), places, name, deque(stacked)))
-            jobs = [job for job in jobs if job not in set(stacked)]
+            jobs = [job for job in jobs if not self._stacks(self.points[job[0]])]
         return [*parts, _Part(self._new_run(LOOP), 1, LOOP, deque(jobs))]
 
     def _stacks(self, point: Point) -> bool:

@@ -37,7 +37,6 @@ CHUNK = 16
 
 #: Trajectories one after the other.
 LOOP = "loop"
-NAMES = ("auto", "exact", "wide", "batched", "vmap", LOOP)
 
 
 #: Which of the few the last ones of the many are.
@@ -63,7 +62,7 @@ def choose(bench: Bench, wanted: str = "auto") -> tuple[Backend | None, dict[str
 
     Args:
         bench: the task, its data and how it is trained.
-        wanted: one of `NAMES`, or `auto`.
+        wanted: the name of a backend, `loop` or `auto`; see `Training`.
 
     Returns:
         The backend, None for trajectories one after the other; and for each backend that was struck
@@ -74,16 +73,16 @@ def choose(bench: Bench, wanted: str = "auto") -> tuple[Backend | None, dict[str
     """
     if wanted == LOOP:
         return None, {}
-    training = bench.training
+    key = (bench.task, bench.training.dtype, bench.training.device, wanted)
     try:
-        key = (bench.task, training.dtype, training.device, wanted)
-        if key not in _known:
-            _known[key] = _choose(bench, wanted)
-            if len(_known) > MOST_KNOWN:
-                del _known[next(iter(_known))]
-        return _known[key]
+        hash(key)
     except TypeError:  # a task that has no hash
         return _choose(bench, wanted)
+    if key not in _known:
+        _known[key] = _choose(bench, wanted)
+        if len(_known) > MOST_KNOWN:
+            del _known[next(iter(_known))]
+    return _known[key]
 
 
 #: What was chosen in this process before: a trial takes as long as hundreds of steps.
@@ -149,12 +148,12 @@ class Trial:
     def dependence(self, backend: Backend) -> str | None:
         """What differs, to the bit, when trajectories are stacked otherwise; None if nothing."""
         everything = list(range(TRIAL))
-        whole = self._results(backend, everything)
-        many = self._results(backend, [i % TRIAL for i in range(LARGE)])
+        whole = self.results(backend, everything)
+        many = self.results(backend, [i % TRIAL for i in range(LARGE)])
         if not all(torch.equal(a[-TRIAL:], b[_LAST]) for a, b in zip(many, whole, strict=True)):
             return f"results change where {LARGE} trajectories are together"
         for rows in STACKINGS:
-            part = self._results(backend, rows)
+            part = self.results(backend, rows)
             if not all(torch.equal(a, b[rows]) for a, b in zip(part, whole, strict=True)):
                 return f"results change where trajectories {rows} of {everything} are alone"
         return None
@@ -175,7 +174,7 @@ class Trial:
                     return "its losses or gradients are not those of the loop"
         return None
 
-    def _results(self, backend: Backend, rows: list[int]) -> list[Tensor]:
+    def results(self, backend: Backend, rows: list[int]) -> list[Tensor]:
         """Losses and gradients, and losses in float64."""
         each = not self.bench.full_batch
         inputs, targets = (t[rows] if each else t for t in (self.inputs, self.targets))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from trainables.dynamics.ensembles.backend import Backend
-from trainables.dynamics.ensembles.choose import Trial
+from trainables.dynamics.ensembles.choose import TRIAL, Trial
 from trainables.trajectory import Bench
 
 #: More of them at once gain nothing: on a processor larger stacks leave the cache.
@@ -24,18 +24,17 @@ def most_trajectories(bench: Bench, backend: Backend) -> int:
     On a GPU from the memory that a step of a few trajectories took; on a processor, where a
     backend works through them in chunks, from their parameters alone.
     """
-    trial = Trial.of(bench)
-    count = len(trial.stack[0])
-    numbers = sum(p.numel() for p in trial.stack) // count
+    numbers = sum(p.numel() for p in bench.network(0, bench.dtype).parameters())
     needed, free = 8.0 * COPIES * numbers, float(CPU_BYTES)
     if bench.inputs.device.type == "cuda":
+        trial = Trial.of(bench)
         torch.cuda.reset_peak_memory_stats(bench.inputs.device)
         before = torch.cuda.memory_allocated(bench.inputs.device)
         try:
-            trial.dependence(backend)
+            trial.results(backend, list(range(TRIAL)))
         except torch.OutOfMemoryError:
             return 1
         peak = torch.cuda.max_memory_allocated(bench.inputs.device)
-        needed += (peak - before) / count
+        needed += (peak - before) / TRIAL
         free = SHARE * torch.cuda.mem_get_info(bench.inputs.device)[0]
     return max(min(int(free / needed), MOST.get(bench.inputs.device.type, 1)), 1)
