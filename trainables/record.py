@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainables.domain import Curve, Margins, Point, Reason, Replicate, Verdict
+from trainables.domain import Curve, Point, Reason, Replicate, Verdict
 from trainables.dynamics.curvature import sharpness
 from trainables.dynamics.lyapunov import mean_rate
 from trainables.dynamics.optimisers import Optimiser
@@ -264,20 +264,15 @@ class Record:
     # ------------------------------------------------------------- interruptions
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the rest depends on."""
+        """Everything the rest depends on; of a record that is not done, for others are judged."""
         return {
             "step": self.step,
-            "ended": self.ended,
-            "ended_by": self.ended_by.value if self.ended_by else None,
-            "settled": _packed(self._settled),
             "records": {name: list(getattr(self, name)) for name in _RECORDS},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`, to the bit."""
-        self.step, self.ended = state["step"], state["ended"]
-        self.ended_by = Reason(state["ended_by"]) if state["ended_by"] else None
-        self._settled = _unpacked(state["settled"])
+        self.step = state["step"]
         for name in _RECORDS:
             setattr(self, name, list(state["records"][name]))
 
@@ -285,21 +280,6 @@ class Record:
 _RECORDS = (
     "_loss_steps", "_loss", "_change", "_separation", "_ascent", "_snapshots", "_checks", "_asked",
 )  # fmt: skip
-
-
-def _packed(found: tuple[Verdict, Evidence] | None) -> list[Any] | None:
-    if found is None:
-        return None
-    verdict, evidence = found
-    margins = [verdict.margins.stable, verdict.margins.bounded]
-    return [margins, verdict.reason.value, verdict.step, dict(evidence)]
-
-
-def _unpacked(saved: Sequence[Any] | None) -> tuple[Verdict, Evidence] | None:
-    if saved is None:
-        return None
-    margins, reason, step, evidence = saved
-    return Verdict(Margins(*margins), Reason(reason), step), dict(evidence)
 
 
 def _snapshot(step: int, parameters: Iterable[Tensor], scaling: Tensor | None) -> dict[str, Any]:

@@ -46,6 +46,6 @@ def rel_l1_each(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
         ratio = (x64 - y64).abs() / scale
         value = torch.where(scale <= limits.tiny / limits.eps, 0.0, ratio).sum(1)
         counted = (value != 0) | scale.any(1)
-        total = total.to(value.device) + torch.where(counted, value, 0.0)
+        total = total.to(value.device) + value
         count = count.to(value.device) + counted * x64.shape[1]
     return torch.where(count > 0, 2 * total / count.clamp_min(1), 0.0)
