@@ -99,8 +99,15 @@ def propagate(covariance: Array, labels: Array, start: tuple[Array, Array] | Non
         start: precisions and shifts to begin from. They change the effort, and the result within
             the tolerance.
     """
-    n = len(labels)
-    precision, shift = (np.zeros(n), np.zeros(n)) if start is None else start
+    if start is not None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            sites = _settle(covariance, labels, *start)
+        if np.isfinite(sites.log_evidence):
+            return sites  # else the start was so far off that numbers overflowed
+    return _settle(covariance, labels, np.zeros(len(labels)), np.zeros(len(labels)))
+
+
+def _settle(covariance: Array, labels: Array, precision: Array, shift: Array) -> Sites:
     state = _State.of(covariance, precision, shift)
     state, _ = _sweep(covariance, labels, state, -np.inf, ROUGHLY)
     return _sites(labels, *_sweep(covariance, labels, state, LOG_LAPSE, TOLERANCE))

@@ -367,6 +367,7 @@ def test_start_changes_nothing(seed: int, exponent: float, plane: float) -> None
         (cold.precision, cold.shift),
         (turned.precision, turned.shift),
         (np.full(n, 1e-10), -0.02 * labels),
+        (np.full(n, 1e-6), -np.ones(n)),  # means of -1e6: they overflow
     ]:
         other = propagate(covariance, labels, start)
         assert other.log_evidence == pytest.approx(cold.log_evidence, abs=0.01)
