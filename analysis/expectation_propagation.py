@@ -101,16 +101,18 @@ def propagate(covariance: Array, labels: Array, start: tuple[Array, Array] | Non
     """
     if start is not None:
         with np.errstate(over="ignore", invalid="ignore"):
-            sites = _settle(covariance, labels, *start)
-        if np.isfinite(sites.log_evidence):
-            return sites  # else the start was so far off that numbers overflowed
-    return _settle(covariance, labels, np.zeros(len(labels)), np.zeros(len(labels)))
+            sites, settled = _settle(covariance, labels, *start)
+        if settled:
+            return sites  # else the start was so far off that it did not get there, or overflowed
+    return _settle(covariance, labels, np.zeros(len(labels)), np.zeros(len(labels)))[0]
 
 
-def _settle(covariance: Array, labels: Array, precision: Array, shift: Array) -> Sites:
+def _settle(covariance: Array, labels: Array, precision: Array, shift: Array) -> tuple[Sites, bool]:
+    """Sites, first without lapses and then with them; and whether both stay."""
     state = _State.of(covariance, precision, shift)
-    state, _ = _sweep(covariance, labels, state, -np.inf, ROUGHLY)
-    return _sites(labels, *_sweep(covariance, labels, state, LOG_LAPSE, TOLERANCE))
+    state, _, roughly = _sweep(covariance, labels, state, -np.inf, ROUGHLY)
+    state, log_z, settled = _sweep(covariance, labels, state, LOG_LAPSE, TOLERANCE)
+    return _sites(state, log_z), roughly and settled
 
 
 @dataclass(frozen=True)
@@ -141,8 +143,11 @@ class _State:
 
 def _sweep(
     covariance: Array, labels: Array, state: _State, log_lapse: float, tolerance: float
-) -> tuple[_State, Array]:
-    """Update all sites until they stay; also the logarithms of the labels' probabilities."""
+) -> tuple[_State, Array, bool]:
+    """Update all sites until they stay.
+
+    Also the logarithms of the labels' probabilities, and whether the sites stay.
+    """
     for sweep in range(SWEEPS):
         precision, shift, others = state.precision, state.shift, state.others
         log_z, slope, bend = label_moments(labels, state.other_mean, 1 / others, log_lapse)
@@ -163,10 +168,10 @@ def _sweep(
             precision + step * (better - precision),
             shift + step * (better_shift - shift),
         )
-    return state, log_z
+    return state, log_z, bool(change.max() < tolerance)
 
 
-def _sites(labels: Array, state: _State, log_z: Array) -> Sites:
+def _sites(state: _State, log_z: Array) -> Sites:
     """What has settled, with the evidence."""
     precision, shift, others = state.precision, state.shift, state.others
     other_mean = state.other_mean
