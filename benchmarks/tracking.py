@@ -17,6 +17,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 from stabmap import Point, PointResult, evaluate, load_spec
+from sweeps.store import Entry
 from sweeps.tracking import Tracker, _metrics, _Trained
 
 POINTS = 5
@@ -41,11 +42,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         spec = load_spec("mnist-mlp", {"folder": folder})
         tracker = Tracker(spec)
-        tracker.open(None)
+        tracker.open()
         begin = time.perf_counter()
-        tracker._write_points([_Trained(n, result, 0.0, 0) for n, result in enumerate(results)])
+        tracker._write_points(
+            [_Trained(n, Entry(result, 0, 0.0)) for n, result in enumerate(results)]
+        )
         batched = (time.perf_counter() - begin) / POINTS
-        tracker.close("FINISHED")
+        tracker.close("FINISHED", 60.0)
         client = MlflowClient(f"sqlite:///{Path(folder) / 'other.db'}")
         experiment = client.create_experiment("other", Path(folder).as_uri())
         begin = time.perf_counter()

@@ -344,6 +344,52 @@ def export(
         print(path)
 
 
+@app.command()
+@_plain_errors
+def fsck(
+    spec: SpecPath,
+    override: Overrides = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Write what is missing, take out what is doubled.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether the store, the database, Optuna and MLflow agree on every point of a sweep.
+
+    Takes the sweep's YAML file, its hash or its folder. The sweep must not be running.
+    """
+    from sweeps import fsck as checks
+    from sweeps.spec import load_spec, parse_overrides
+
+    kept = _kept_spec(spec)
+    loaded = load_spec(kept or spec, parse_overrides(override or ()))
+    before = checks.repair(loaded)[0] if repair else None
+    report = checks.check(loaded)
+    if as_json:
+        print(json.dumps(report.to_dict() | ({"before": before.to_dict()} if before else {})))
+    else:
+        for finding in before.findings if before else ():
+            print(f"was {finding}")
+        for finding in report.findings:
+            print(finding)
+        verdict = "disagree" if report.findings else "agree"
+        print(f"sweep {report.sweep}: {report.points} points; the records {verdict}")
+    if report.findings:
+        if not repair:
+            print("mend with: stabmap fsck --repair", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _kept_spec(sweep: str) -> Path | None:
+    """The spec that a sweep's folder holds, where a hash or a folder is given."""
+    from analysis.load import home
+
+    for folder in (Path(sweep).expanduser(), home() / "sweeps" / sweep):
+        if (folder / "results.jsonl").is_file() and (folder / "spec.yaml").is_file():
+            return folder / "spec.yaml"
+    return None
+
+
 def main() -> None:
     """Entry point of the `stabmap` command."""
     app()

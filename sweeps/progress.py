@@ -35,6 +35,7 @@ class Progress:
         self._begin = time.monotonic()
         self._last = -LINE_SECONDS
         self._stop = threading.Event()
+        self.note: str | None = None
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -53,23 +54,39 @@ class Progress:
             self._last = now
             print(self.line(), file=self._stream, flush=True)
 
-    def line(self) -> str:
-        """What is shown."""
-        done = sum(self._counts.values())
-        of = f"/{self._total}" if self._total else ""
-        regimes = "  ".join(f"{regime.value} {self._counts[regime]}" for regime in Regime)
-        return f"points {done}{of}  {regimes}  {self._left(done)}"
+    def counts(self) -> dict[str, int]:
+        """Number of points of each regime so far."""
+        return {regime.value: self._counts[regime] for regime in Regime}
 
-    def _left(self, done: int) -> str:
+    def left(self) -> float | None:
+        """Estimated seconds to the end; None where nothing is known yet."""
         spent = time.monotonic() - self._begin
         estimates = []
         if self._total and self._trained:
-            estimates.append(spent / self._trained * (self._total - done))
+            estimates.append(spent / self._trained * (self._total - self._counts.total()))
         if self._wall_time:
             estimates.append(max(self._wall_time - spent, 0.0))
-        if not estimates:
-            return f"{_clock(spent)} so far"
-        return f"about {_clock(min(estimates))} left"
+        return min(estimates, default=None)
+
+    def say(self, note: str | None) -> None:
+        """Show what the sweep waits for, once; None takes it back."""
+        if note is not None and self.note is None and self._stream is not None:
+            lead = "\r\x1b[K" if self._terminal else ""
+            print(f"{lead}{note}", file=self._stream, flush=True)
+        self.note = note
+
+    def line(self) -> str:
+        """What is shown."""
+        done = self._counts.total()
+        of = f"/{self._total}" if self._total else ""
+        regimes = "  ".join(f"{regime} {count}" for regime, count in self.counts().items())
+        return f"points {done}{of}  {regimes}  {self._clock()}"
+
+    def _clock(self) -> str:
+        left = self.left()
+        if left is None:
+            return f"{clock(time.monotonic() - self._begin)} so far"
+        return f"about {clock(left)} left"
 
     def _redraw(self) -> None:
         while not self._stop.wait(1.0):
@@ -85,7 +102,8 @@ class Progress:
             print(f"{lead}{self.line()}", file=self._stream, flush=True)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """A time as people write it."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

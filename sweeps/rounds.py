@@ -133,6 +133,11 @@ class Rounds:
         return self.limit is not None and self.proposed >= self.limit
 
     @property
+    def complete(self) -> bool:
+        """Whether all that there is to do has a result."""
+        return self.exhausted and len(self._results) == self.proposed
+
+    @property
     def results(self) -> dict[int, PointResult]:
         """Results so far, by the number of the trial."""
         return self._results

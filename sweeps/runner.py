@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -29,11 +29,13 @@ from ray import tune
 from analysis.load import redacted
 from analysis.map import StabilityMap
 from analysis.plot import plot_map
+from sweeps.heartbeat import Heartbeat
+from sweeps.mirror import Mirror
 from sweeps.progress import Progress
 from sweeps.rounds import Rounds
-from sweeps.searcher import NoProposal, PackSearcher
+from sweeps.searcher import PackSearcher, TaskError
 from sweeps.spec import SweepSpec
-from sweeps.store import Store, key_of, unwritable
+from sweeps.store import FULL, Entry, Store, facts_in, folder_of, key_of, unwritable
 from sweeps.tracking import Tracker, review_command
 from trainables.domain import (
     InputError,
@@ -46,12 +48,20 @@ from trainables.domain import (
 )
 from trainables.tune import PackTrainable
 
-Ending = Literal["complete", "short", "interrupted"]
+Ending = Literal["complete", "short", "interrupted", "paused", "stopped"]
 
 #: Reports of a pack between two checkpoints of it; packs that are done sooner write none.
 CHECKPOINT_REPORTS = 5
-#: How often a pack is started again after its worker died, before the sweep gives up.
+#: How often Tune starts a pack again where its worker died, from its last checkpoint; after that
+#: its points are handed out anew.
 RETRIES = 2
+#: Seconds between two tries to write to a full disk.
+DISK_SECONDS = 2.0
+#: Seconds without a report of any worker after which it is said what they may wait for.
+IDLE_SECONDS = 60.0
+#: Seconds to wait at the end for a server that is away: after a full budget, and otherwise.
+PATIENCE = 60.0
+IMPATIENCE = 10.0
 #: Least time between two maps on the way; the last one is always recorded.
 MAP_SECONDS = 10.0
 
@@ -62,11 +72,11 @@ class Outcome:
 
     Args:
         sweep: id of the sweep: its MLflow parent run.
-        ending: `complete`, `short` (of its budget of points) or `interrupted`.
+        ending: `complete`, `short` (of its budget of points), `interrupted`, `paused` or `stopped`.
         points: number of points with a result.
         folder: where results, spec and map lie.
         review: how to look at the runs in MLflow.
-        recorded: whether MLflow took everything.
+        recorded: whether MLflow and the database took everything.
         stability_map: the map; None where there is no result.
         picture: the map's picture; None where no axis is free.
     """
@@ -108,7 +118,9 @@ def run_sweep(spec: SweepSpec, address: str = "local") -> str:
 def execute(spec: SweepSpec, address: str = "local", stream: IO[str] | None = None) -> Outcome:
     """`run_sweep` with a progress line and with all that there is to say at the end."""
     check_surroundings(spec, address)
-    tracker = Tracker(spec)  # before the store: where it cannot be reached nothing is left behind
+    known = facts_in(folder_of(spec)).get("sweep")
+    # Before the store: where it cannot be reached nothing is left behind.
+    tracker = Tracker(spec, known)
     with Store(spec) as store:
         session = _Session(spec, store, tracker, stream)
         return session.run(address)
@@ -189,36 +201,43 @@ class _Session:
         self.spec = spec
         self.store = store
         self.tracker = tracker
+        self.mirror = Mirror(spec, store)
         self.rounds = Rounds(spec)
         self.progress = Progress(self.rounds.limit, spec.budget.wall_time, stream)
         self.searcher = PackSearcher(spec, self.rounds, self._known, self._take)
-        self.interrupted = False
+        self.heartbeat = Heartbeat(store, self._facts, self._end)
+        self.ended: Ending | None = None
+        self._address = "local"
         self._begin = time.monotonic()
         self._mapped = time.monotonic()
         self._checked = False
 
     def run(self, address: str) -> Outcome:
         """Train until the budget, an interrupt or a failure ends it; keep everything."""
-        sweep = self.tracker.open(self.store.recall().get("sweep"))
-        self.store.remember(sweep=sweep, tracking=redacted(self.tracker.uri))
-        status = "FAILED"
+        self._address = address
+        self._open()
+        status, error = "FAILED", None
         stability_map = picture = None
         try:
-            if self.searcher.fill() is not None:  # else all results are known: Ray is not needed
-                with _ray(self.spec, address) as scratch, self._interruptible():
-                    self._train(scratch)
-            elif self.searcher.failure is not None:
-                raise _not_kept(self.searcher.failure, self.spec, len(self.rounds.results))
-            self.rounds.finish()
-            status = "KILLED" if self.interrupted else "FINISHED"
+            with self.heartbeat:
+                self._run(address)
+            status = "KILLED" if self.ended else "FINISHED"
+        except Exception as caught:
+            error = str(caught)
+            raise
         finally:
+            state = "failed" if status == "FAILED" else self._ending()
+            with suppress(OSError):  # a disk that is still full
+                self.store.remember(
+                    **self._facts() | {"state": state, "error": error, "workers": 0}
+                )
             try:
                 if self.rounds.results:
                     stability_map, picture = self._write_map()
             finally:
-                recorded = self.tracker.close(status)
+                recorded = self._close(status, state)
         return Outcome(
-            sweep,
+            self.tracker.sweep_id,
             self._ending(),
             len(self.rounds.results),
             self.store.folder,
@@ -226,6 +245,66 @@ class _Session:
             recorded,
             stability_map,
             picture,
+        )
+
+    def _open(self) -> None:
+        """Begin with MLflow and the database, or go on with what they know."""
+        begun = self.store.recall().get("sweep")
+        elsewhere = self.mirror.open(begun is not None)
+        self.tracker.known = begun or elsewhere
+        sweep = self.tracker.open()
+        self.mirror.remember_run(sweep)
+        facts = {"sweep": sweep, "tracking": redacted(self.tracker.uri), "title": self.spec.title}
+        self.store.remember(**facts)
+
+    def _run(self, address: str) -> None:
+        if self.searcher.fill() is not None:  # else all results are known: Ray is not needed
+            with _ray(self.spec, address) as scratch, self._interruptible():
+                self._train(scratch)
+        elif self.searcher.failure is not None:
+            raise _not_kept(self.searcher.failure, self.spec, len(self.rounds.results))
+        self.rounds.finish()
+
+    def _close(self, status: str, state: str) -> bool:
+        """Let MLflow and the database have what they miss; whether they took it."""
+        patience = PATIENCE if status == "FINISHED" else IMPATIENCE
+        self.tracker.tag("state", state)
+        recorded = self.tracker.close(status, patience)
+        return self.mirror.close(patience) and recorded
+
+    def _facts(self) -> dict[str, Any]:
+        """What other processes may want to know of a sweep that runs."""
+        self._look_for_workers()
+        return {
+            "state": "running",
+            "error": None,
+            "note": self.progress.note,
+            "points": len(self.rounds.results),
+            "limit": self.rounds.limit,
+            "counts": self.progress.counts(),
+            "left": self.progress.left(),
+            "workers": self.searcher.running,
+            "behind": self.tracker.behind,
+            "updated": time.time(),
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+        }
+
+    def _end(self, word: str) -> None:
+        """Another process asks for an end."""
+        self.ended = self.ended or ("paused" if word == "pause" else "stopped")
+        self.searcher.closed = True
+
+    def _look_for_workers(self) -> None:
+        """Say what workers may wait for, where none has reported for long."""
+        heard = max(self._begin, self.searcher.heard_at)
+        if not self.searcher.running or time.monotonic() - heard < IDLE_SECONDS:
+            return
+        have: dict[str, float] = ray.cluster_resources() if ray.is_initialized() else {}  # type: ignore[no-untyped-call]
+        self.progress.say(
+            f"no worker has reported for {IDLE_SECONDS:.0f} s: a pack needs "
+            f"{self.spec.resources.cpus:g} CPUs and {self.spec.gpus:g} GPUs, the cluster has "
+            f"{have.get('CPU', 0):g} and {have.get('GPU', 0):g}"
         )
 
     def _train(self, scratch: Path) -> None:
@@ -238,8 +317,8 @@ class _Session:
             self.progress.stop()
 
     def _ending(self) -> Ending:
-        if self.interrupted:
-            return "interrupted"
+        if self.ended:
+            return self.ended
         limit = self.rounds.limit
         return "short" if limit is not None and len(self.rounds.results) < limit else "complete"
 
@@ -247,28 +326,45 @@ class _Session:
 
     def _known(self, number: int, point: Point) -> PointResult | None:
         """The result of an earlier call, which then costs nothing."""
-        repetition = self.rounds.repetition(number)
-        result = self.store.get(point, repetition)
-        if result is not None:
-            self.progress.add(result, trained=False)
-            finished_at = self.store.finished_at[key_of(point, repetition)]
-            self.tracker.log_point(number, result, finished_at, repetition)
-        return result
+        entry = self.store.entries.get(key_of(point, self.rounds.repetition(number)))
+        if entry is None:
+            return None
+        self.progress.add(entry.result, trained=False)
+        self._record(number, entry)
+        return entry.result
 
     def _take(self, results: list[tuple[int, PointResult]]) -> None:
         """New results: to disk first, then to everyone else."""
         now = time.time()
-        numbered = [(n, result, self.rounds.repetition(n)) for n, result in results]
-        self.store.extend([(result, repetition) for _, result, repetition in numbered], now)
-        for number, result, repetition in numbered:
-            self.progress.add(result, trained=True)
-            self.tracker.log_point(number, result, now, repetition)
+        new = [(n, Entry(r, self.rounds.repetition(n), now)) for n, r in results]
+        self._keep([entry for _, entry in new])
+        for number, entry in new:
+            self.progress.add(entry.result, trained=True)
+            self._record(number, entry)
         if not self._checked:  # the first pack begins with the check, and raises if it fails
             self._checked = True
             self.tracker.tag("k_check", "k repeated and k doubled agree to the bit")
         if time.monotonic() - self._mapped >= MAP_SECONDS and self.rounds.results:
             self._mapped = time.monotonic()
             self.tracker.log_map(self._map())
+
+    def _record(self, number: int, entry: Entry) -> None:
+        self.tracker.log_point(number, entry)
+        self.mirror.add(number, entry)
+
+    def _keep(self, entries: list[Entry]) -> None:
+        """To disk; where that is full, as soon as somebody has made space."""
+        while True:
+            try:
+                self.store.extend(entries)
+            except OSError as error:
+                if error.errno not in FULL or self.ended:
+                    raise
+                self.progress.say(disk_full(self.store.folder, len(entries)))
+                time.sleep(DISK_SECONDS)
+            else:
+                self.progress.say(None)
+                return
 
     def _map(self) -> StabilityMap:
         return self.rounds.map()
@@ -299,29 +395,41 @@ class _Session:
             ),
             run_config=tune.RunConfig(
                 name="tune",
-                storage_path=str(scratch),
+                storage_path=self._checkpoints(scratch),
                 stop=_Stop(self._over),
                 failure_config=tune.FailureConfig(max_failures=RETRIES),
                 checkpoint_config=tune.CheckpointConfig(
                     num_to_keep=1,
-                    checkpoint_frequency=CHECKPOINT_REPORTS,
+                    checkpoint_frequency=CHECKPOINT_REPORTS if self._shared else 0,
                     checkpoint_at_end=False,  # else Tune writes down all trials at the end of each
                 ),
                 verbose=0,
             ),
         )
-        with _no_files():
-            results = tuner.fit()
+        try:
+            with _no_files():
+                results = tuner.fit()
+        except (tune.TuneError, ray.exceptions.RayError) as error:
+            raise _ray_failed(error, len(self.rounds.results)) from error
         if self.searcher.failure is not None:
             raise _not_kept(self.searcher.failure, self.spec, len(self.rounds.results))
-        if results.errors and not self.interrupted:
-            raise _as_stabmap_error(results.errors[0], self.spec, len(self.rounds.results))
+        if results.errors and not self.searcher.closed and not self.rounds.complete:
+            raise _ray_failed(results.errors[0], len(self.rounds.results))
+
+    @property
+    def _shared(self) -> bool:
+        """Whether all workers can write where checkpoints are kept."""
+        return self.spec.resources.checkpoints is not None or self._address == "local"
+
+    def _checkpoints(self, scratch: Path) -> str:
+        named = self.spec.resources.checkpoints
+        return str(scratch) if named is None else f"{named.rstrip('/')}/{self.spec.hash}"
 
     def _over(self) -> bool:
         """Whether no further training should be begun or continued."""
         limit = self.spec.budget.wall_time
         late = limit is not None and time.monotonic() - self._begin >= limit
-        if self.interrupted or late:
+        if late:
             self.searcher.closed = True
         return self.searcher.closed
 
@@ -334,7 +442,8 @@ class _Session:
         former = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
         def interrupt(number: int, _frame: object) -> None:
-            self.interrupted = True
+            self.ended = "interrupted"
+            self.searcher.closed = True
             for each, handler in former.items():
                 signal.signal(each, handler)
             print("\nstopping; everything finished is kept", file=sys.stderr, flush=True)
@@ -422,25 +531,35 @@ def _start_ray(spec: SweepSpec, address: str, scratch: Path) -> None:
         ) from error
 
 
+def disk_full(folder: Path, results: int) -> str:
+    """What to say where results wait for space on a disk."""
+    free = shutil.disk_usage(folder).free / 2**20
+    return (
+        f"the disk of {folder} is full ({free:.1f} MiB free): {results} results wait; make space "
+        "there and the sweep goes on"
+    )
+
+
 def _not_kept(error: Exception, spec: SweepSpec, points: int) -> StabmapError:
-    """What to say where a result could not be written."""
+    """What to say where a result could not be written, or the task failed."""
     if isinstance(error, OSError):
         return unwritable(spec, error)
-    if isinstance(error, NoProposal):
-        return StabmapError(f"{error}; {points} points are kept")
+    if isinstance(error, NotReproducibleError):
+        return error
+    remedy = "; mend the task and run the same command to go on"
+    if isinstance(error, StabmapError):
+        return StabmapError(
+            f"{error}; {points} points are kept{remedy if isinstance(error, TaskError) else ''}"
+        )
     return StabmapError(
         f"a result could not be kept ({type(error).__name__}: {error}); {points} points are kept"
     )
 
 
-def _as_stabmap_error(error: BaseException, spec: SweepSpec, points: int) -> StabmapError:
-    """What made a pack fail for good, in one line."""
-    text = str(error)
-    found = [line for line in text.splitlines() if "Error" in line and not line.startswith(" ")]
-    last = (found or text.strip().splitlines() or [repr(error)])[-1].strip()
-    if "NotReproducibleError" in last:
-        return NotReproducibleError(last.partition("NotReproducibleError:")[2].strip())
-    return StabmapError(
-        f"task {spec.task_name}: a training failed {RETRIES + 1} times, last with: {last[:300]}; "
-        f"{points} points are kept; mend the task and run the same command to go on"
+def _ray_failed(error: BaseException, points: int) -> StabmapError:
+    """Ray itself gave up."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    return UnreachableError(
+        f"Ray failed ({lines[-1].strip()[:300]}); {points} points are kept; run the same command "
+        "to go on"
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
@@ -12,11 +13,16 @@ from ray.tune.search import Searcher
 
 from sweeps.rounds import Rounds
 from sweeps.spec import SweepSpec
-from trainables.domain import Point, PointResult, StabmapError
+from trainables.domain import NotReproducibleError, Point, PointResult, StabmapError
 
 Known = Callable[[int, Point], PointResult | None]
 Sink = Callable[[list[tuple[int, PointResult]]], None]
 Numbered = tuple[int, Point]
+
+#: How often a task may fail in the same place with the same error before the sweep ends.
+SAME_ERRORS = 3
+#: Seconds before the next pack after so many packs in a row that machines lost; more end the sweep.
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0, 60.0)
 
 
 class NoProposal(StabmapError):
@@ -27,8 +33,15 @@ class NoProposal(StabmapError):
         super().__init__(f"no further point could be proposed ({kind}: {cause})")
 
 
+class TaskError(StabmapError):
+    """The task itself fails, again and again."""
+
+
 class PackSearcher(Searcher):
     """Hands out packs of points as Tune trials and takes every result once.
+
+    Points of a pack that was lost with its machine are handed out again, after a pause that grows;
+    points of a pack that ended with an error of the task too, until the error has come three times.
 
     Points whose result is known already (an earlier run of the same spec) are not trained again.
     A round is proposed on a thread of its own as soon as the results are there that it depends on,
@@ -49,23 +62,31 @@ class PackSearcher(Searcher):
         self._sink = sink
         self._queue: deque[Numbered] = deque()
         self._running: dict[str, dict[int, Point]] = {}
+        self._checker: str | None = None
         self._checked = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="stabmap-proposals")
         self._next: Future[list[Numbered] | None] | None = None
+        self._errors: Counter[tuple[str, str]] = Counter()
+        self._lost = 0
+        self._not_before = 0.0
+        #: When the last report came, on the monotonic clock.
+        self.heard_at = 0.0
         self.closed = False
         self.failure: Exception | None = None
 
     def suggest(self, trial_id: str) -> Any:
         """The next pack; None to wait for results; FINISHED when there will be no more."""
-        if self.closed or not (waiting := self.fill()):
+        waiting = None if self.closed else self.fill()
+        if self.closed or (waiting is None and not self._running):
             return str(Searcher.FINISHED)
-        if waiting == "results":
-            return None
+        if waiting != "points" or time.monotonic() < self._not_before:
+            return None  # also at the end: what still runs may be lost
         count = min(self._spec.resources.pack, len(self._queue))
         pack = [self._queue.popleft() for _ in range(count)]
         self._running[trial_id] = dict(pack)
         self._look_ahead()
-        check, self._checked = not self._checked, True
+        check = self._checker is None
+        self._checker = self._checker or trial_id
         return {
             "task": {"name": self._spec.task_name, **self._spec.task_options},
             "training": asdict(self._spec.training),
@@ -74,6 +95,11 @@ class PackSearcher(Searcher):
             "first": [self._rounds.repetition(n) * self._spec.training.seeds for n, _ in pack],
             "check": check,
         }
+
+    @property
+    def running(self) -> int:
+        """Number of packs that were handed out and are not done."""
+        return len(self._running)
 
     def fill(self) -> Literal["points", "results"] | None:
         """Propose until there is a point to train.
@@ -114,6 +140,7 @@ class PackSearcher(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Take the results that a pack reports."""
+        self.heard_at = time.monotonic()
         waiting = self._running.get(trial_id, {})
         found = {
             number: PointResult.from_dict(content)
@@ -129,18 +156,45 @@ class PackSearcher(Searcher):
         for number, known in found.items():
             del waiting[number]
             self._rounds.record(number, known)
+            self._lost = 0
+            self._checked |= trial_id == self._checker
+        if "error" in result:
+            self._note(*result["error"])
         if not self.closed:
             self._look_ahead()
+
+    def _note(self, kind: str, text: str, place: str) -> None:
+        """An error of the task: the third of its kind ends the sweep."""
+        if kind == "not reproducible":
+            self.failure, self.closed = NotReproducibleError(text), True
+            return
+        self._errors[kind, place] += 1
+        if self._errors[kind, place] >= SAME_ERRORS:
+            first, where = " ".join(text.split())[:300], f" ({place})" if place else ""
+            told = f"task {self._spec.task_name} fails: {kind}: {first}{where}"
+            self.failure, self.closed = TaskError(told), True
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Take the last results of a pack; one that failed for good ends the sweep."""
+        """Take the last results of a pack; what it leaves is handed out again."""
         if result and not error:
             self.on_trial_result(trial_id, result)
         left = self._running.pop(trial_id, {})
-        if left:
-            self.closed = True
+        if trial_id == self._checker and not self._checked:
+            self._checker = None
+        self._queue.extendleft(reversed(left.items()))
+        if error and not self.closed:
+            self._pause()
+
+    def _pause(self) -> None:
+        """A machine lost a pack more often than Tune starts it again: wait before the next."""
+        if self._lost == len(PAUSES):
+            told = f"workers died {self._lost + 1} times in a row without a result"
+            self.failure, self.closed = StabmapError(told), True
+            return
+        self._not_before = time.monotonic() + PAUSES[self._lost]
+        self._lost += 1
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its searcher for `Tuner.restore`; resuming here goes by the store alone."""

@@ -128,12 +128,17 @@ class BudgetPart(_Part):
 
 
 class ResourcesPart(_Part):
-    """What one pack of points gets. None: as many workers as fit; a GPU where the device is one."""
+    """What one pack of points gets. None: as many workers as fit; a GPU where the device is one.
+
+    `checkpoints` is a folder or address that all machines of a cluster share: a pack whose machine
+    is lost goes on from there. Without it such a pack begins again.
+    """
 
     workers: int | None = None
     cpus: float = 1.0
     gpus: float | None = None
     pack: int = 4
+    checkpoints: str | None = None
 
 
 class TrackingPart(_Part):
@@ -147,7 +152,8 @@ class SweepSpec(_Part):
     """Everything that a sweep is: built by `load_spec`, which checks all its laws at once.
 
     The fields from `ks` to `backend` are those of `Training`. What only decides where and for
-    how long a sweep runs (name, budget, resources, tracking, folder) is not part of its hash: a
+    how long a sweep runs (name, budget, resources, tracking,
+    database, folder) is not part of its hash: a
     sweep with a larger budget goes on with the points it has.
     """
 
@@ -174,6 +180,7 @@ class SweepSpec(_Part):
     budget: BudgetPart = BudgetPart()
     resources: ResourcesPart = ResourcesPart()
     tracking: TrackingPart = TrackingPart()
+    database: str | None = None
     folder: str = Field(default_factory=lambda: str(home()))
 
     @cached_property

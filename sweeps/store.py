@@ -2,23 +2,34 @@
 
 A sweep's folder is named after the hash of its spec and holds `results.jsonl`, one line a training
 of a point in the order of completion, each flushed to disk before anything else hears of it.
-Appending what is there already changes nothing, so resuming a sweep is running it again.
+Appending what is there already changes nothing, so resuming a sweep is running it again. The shared
+database, the Optuna study in it and the MLflow runs are all written from here and can be remade.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from types import MappingProxyType, TracebackType
+from typing import Any, Self
 
 import yaml
 
 from sweeps.spec import SweepSpec
 from trainables.domain import Point, PointResult, StabmapError, UnreachableError
+
+#: The file in a sweep's folder by which another process asks for something, and what it may ask.
+CONTROL = "control"
+WORDS = ("pause", "stop")
+#: Errors of a disk that is full: somebody can make space.
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def unwritable(spec: SweepSpec, error: OSError) -> UnreachableError:
@@ -34,6 +45,58 @@ def key_of(point: Point, repetition: int) -> str:
     return f"{point.key} #{repetition}" if repetition else point.key
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A result as it is kept.
+
+    Args:
+        result: the result.
+        repetition: how often its point had been trained before.
+        finished_at: when it came in, seconds since the epoch.
+    """
+
+    result: PointResult
+    repetition: int
+    finished_at: float
+
+    @property
+    def key(self) -> str:
+        """What tells it from all others of its sweep."""
+        return key_of(self.result.point, self.repetition)
+
+    def line(self) -> bytes:
+        """The line of the log.
+
+        Raises:
+            ValueError: a number that JSON does not have.
+        """
+        content = {
+            "finished_at": self.finished_at,
+            "repetition": self.repetition,
+            "result": self.result.to_dict(),
+        }
+        return json.dumps(content, allow_nan=False).encode() + b"\n"
+
+    @classmethod
+    def of(cls, line: bytes) -> Entry:
+        """Inverse of `line`."""
+        content = json.loads(line)
+        result = PointResult.from_dict(content["result"])
+        return cls(result, content["repetition"], content["finished_at"])
+
+
+def folder_of(spec: SweepSpec) -> Path:
+    """Where a sweep is kept."""
+    return Path(spec.folder).expanduser() / "sweeps" / spec.hash
+
+
+def facts_in(folder: Path) -> dict[str, Any]:
+    """Small facts about the sweep in a folder; none where there is no sweep."""
+    path = folder / "sweep.json"
+    facts: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return facts
+
+
 class Store:
     """The folder of one sweep, held by one process at a time.
 
@@ -46,10 +109,9 @@ class Store:
     """
 
     def __init__(self, spec: SweepSpec) -> None:
-        self.folder = Path(spec.folder).expanduser() / "sweeps" / spec.hash
-        self.finished_at: dict[str, float] = {}
-        self._results: dict[str, PointResult] = {}
-        self._file: IO[bytes] | None = None
+        self.folder = folder_of(spec)
+        self._entries: dict[str, Entry] = {}
+        self._facts = threading.Lock()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / "lock").open("w")
@@ -66,28 +128,37 @@ class Store:
         self._open()
 
     def _open(self) -> None:
-        path = self.folder / "results.jsonl"
-        self._file = path.open("ab+")
-        self._file.seek(0)
+        # Without a buffer: what could not be written must not be written again behind our back.
+        self._log = (self.folder / "results.jsonl").open("ab+", buffering=0)
+        self._log.seek(0)
         good = 0
-        for line in self._file:
+        for number, line in enumerate(self._log.read().splitlines(keepends=True), 1):
             if not line.endswith(b"\n"):
                 break  # cut short by a crash: the point will be trained again
-            entry = json.loads(line)
-            result = PointResult.from_dict(entry["result"])
-            key = key_of(result.point, entry["repetition"])
-            self._results.setdefault(key, result)
-            self.finished_at.setdefault(key, entry["finished_at"])
+            try:
+                entry = Entry.of(line)
+            except (ValueError, KeyError, TypeError) as error:
+                raise StabmapError(
+                    f"line {number} of {self.folder / 'results.jsonl'} is damaged "
+                    f"({type(error).__name__}); delete that line: its point is trained again"
+                ) from error
+            self._entries.setdefault(entry.key, entry)
             good += len(line)
-        self._file.truncate(good)
+        self._log.truncate(good)
 
     def __len__(self) -> int:
         """Number of trainings that have a result."""
-        return len(self._results)
+        return len(self._entries)
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """All that is kept, by key, in the order of completion."""
+        return MappingProxyType(self._entries)
 
     def get(self, point: Point, repetition: int = 0) -> PointResult | None:
         """The result of a point's first or a further training, if there is one."""
-        return self._results.get(key_of(point, repetition))
+        entry = self._entries.get(key_of(point, repetition))
+        return None if entry is None else entry.result
 
     def append(self, result: PointResult, finished_at: float, repetition: int = 0) -> bool:
         """Keep a result; it is on disk when this returns.
@@ -100,47 +171,60 @@ class Store:
         Returns:
             Whether it was new.
         """
-        return self.extend([(result, repetition)], finished_at)[0]
+        return self.extend([Entry(result, repetition, finished_at)])[0]
 
-    def extend(
-        self, results: Iterable[tuple[PointResult, int]], finished_at: float
-    ) -> tuple[bool, ...]:
-        """Keep several results, each with its repetition; all are on disk when this returns.
+    def extend(self, entries: Iterable[Entry]) -> tuple[bool, ...]:
+        """Keep several results; all are on disk when this returns.
 
         Returns:
             Which were new.
+
+        Raises:
+            OSError: the disk is full or broken; nothing was kept.
+            ValueError: a result holds a number that JSON does not have; nothing was kept.
         """
-        assert self._file is not None
-        new: dict[str, PointResult] = {}
-        fresh, lines = [], []
-        for result, repetition in results:
-            key = key_of(result.point, repetition)
-            fresh.append(key not in self._results and key not in new)
+        new: dict[str, Entry] = {}
+        fresh = []
+        for entry in entries:
+            fresh.append(entry.key not in self._entries and entry.key not in new)
             if fresh[-1]:
-                new[key] = result
-                entry = {
-                    "finished_at": finished_at,
-                    "repetition": repetition,
-                    "result": result.to_dict(),
-                }
-                lines.append(json.dumps(entry, allow_nan=False).encode() + b"\n")
-        if lines:
-            self._file.write(b"".join(lines))
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._results |= new
-            self.finished_at |= dict.fromkeys(new, finished_at)
+                new[entry.key] = entry
+        if new:
+            self._append(b"".join(entry.line() for entry in new.values()))
+            self._entries |= new
         return tuple(fresh)
+
+    def _append(self, lines: bytes) -> None:
+        """All of it or nothing."""
+        before = os.fstat(self._log.fileno()).st_size
+        try:
+            rest = memoryview(lines)
+            while rest:
+                rest = rest[self._log.write(rest) :]
+            os.fsync(self._log.fileno())
+        except OSError:
+            self._log.truncate(before)
+            raise
 
     def remember(self, **values: Any) -> None:
         """Keep small facts about the sweep, such as the id of its MLflow run."""
-        self._write("sweep.json", json.dumps({**self.recall(), **values}, indent=1))
+        with self._facts:
+            self._write("sweep.json", json.dumps({**self.recall(), **values}, indent=1))
 
     def recall(self) -> dict[str, Any]:
         """What `remember` kept."""
-        path = self.folder / "sweep.json"
-        facts: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        return facts
+        return facts_in(self.folder)
+
+    def asked(self) -> str | None:
+        """What another process asks of the one that runs the sweep: `pause` or `stop`."""
+        with suppress(OSError):
+            word = (self.folder / CONTROL).read_text("utf-8").strip()
+            return word if word in WORDS else None
+        return None
+
+    def answer(self) -> None:
+        """Take the question away: it was heard, or comes from before."""
+        (self.folder / CONTROL).unlink(missing_ok=True)
 
     def _write(self, name: str, text: str) -> None:
         partial = self.folder / f"{name}.partial"
@@ -149,8 +233,7 @@ class Store:
 
     def close(self) -> None:
         """Let other processes have the sweep."""
-        if self._file is not None:
-            self._file.close()
+        self._log.close()
         self._lock.close()
 
     def __enter__(self) -> Self:

@@ -1,8 +1,8 @@
 """MLflow as the record: a parent run a sweep, a child run a point.
 
-All writing happens on a thread of its own and may fail: the store keeps the results, and whatever
-MLflow missed is written on the next call. Non-finite numbers are never sent (MLflow would turn
-infinity into 1.8e308 and NaN into 0).
+All writing happens on a thread of its own and may fail: the store keeps the results. While the
+server is away the sweep goes on, and what was missed is written in order when it is back.
+Non-finite numbers are never sent (MLflow would turn infinity into 1.8e308 and NaN into 0).
 """
 
 from __future__ import annotations
@@ -12,16 +12,12 @@ import logging
 import math
 import os
 import platform
-import queue
 import shlex
 import subprocess
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,28 +26,22 @@ import yaml
 
 from analysis.load import ARTIFACT_FOLDER, default_tracking_uri, redacted
 from analysis.map import EVIDENCE, MAP_FILE, StabilityMap, evidence_row
+from sweeps.backlog import Backlog
 from sweeps.runs import FinishedRun, database_of, log_batch, write_run, write_together
 from sweeps.spec import SweepSpec
-from sweeps.store import key_of
+from sweeps.store import Entry
 from trainables import __version__
 from trainables.domain import AXIS_NAMES, PointResult, UnreachableError
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
-_log = logging.getLogger("stabmap")
-
 PARENT_TAG = "mlflow.parentRunId"
 POINT_TAG = "stabmap.point"
 HASH_TAG = "stabmap.spec"
 PACKAGES = ("torch", "ray", "optuna", "mlflow", "numpy")
-#: Failures in a row after which nothing more is sent: a server that is away costs seconds a try,
-#: and the store has everything for the next call.
-PATIENCE = 3
-#: Seconds that a record waits for others: a transaction costs more than what it holds.
-GATHER = 0.5
-#: Records that are written together, at most.
-TOGETHER = 256
+#: What MLflow answers where a record is wrong and the server is not.
+REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST")
 
 
 @dataclass(frozen=True)
@@ -59,12 +49,38 @@ class _Trained:
     """A training of a point that is to be recorded."""
 
     number: int
-    result: PointResult
-    finished_at: float
-    repetition: int
+    entry: Entry
 
 
 Record = Callable[[], None] | _Trained
+
+
+@dataclass(frozen=True)
+class Child:
+    """What MLflow has of a training.
+
+    Args:
+        key: its key in the store.
+        finished: whether its run is over.
+        regime: the regime that it shows.
+    """
+
+    key: str
+    finished: bool
+    regime: str
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What MLflow has of a sweep.
+
+    Args:
+        running: whether the parent run says that it is being run.
+        children: its runs of points.
+    """
+
+    running: bool
+    children: tuple[Child, ...]
 
 
 def tracking_uri(spec: SweepSpec) -> str:
@@ -85,28 +101,32 @@ class Tracker:
 
     Args:
         spec: the sweep.
+        known: id of the parent run of an earlier call, if there was one. Such a sweep goes on even
+            where MLflow is away.
 
     Raises:
         UnreachableError: the address does not answer; nothing was created.
     """
 
-    def __init__(self, spec: SweepSpec) -> None:
+    def __init__(self, spec: SweepSpec, known: str | None = None) -> None:
         self.uri = tracking_uri(spec)
         self._spec = spec
-        self._tasks: queue.Queue[Record | None] = queue.Queue()
-        self._thread: threading.Thread | None = None
-        self._children: dict[str, str] = {}
+        self.known = known
+        self._records = Backlog[Record]("MLflow", self._write, _is_refusal)
+        self._recorded: set[str] = set()
+        self._doubtful = False
+        self._latest: tuple[StabilityMap, Path | None] | None = None
         self._experiment_id = ""
         self.sweep_id = ""
-        self.missed = 0
-        self._failures = 0
         # A server that is away must be noticed in seconds; the stock settings wait for minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        self.away = False
         self._client = self._connect()
 
     def _connect(self) -> Any:
         from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
 
         for noisy in ("alembic", "mlflow", "mlflow.store.db.utils"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -116,7 +136,12 @@ class Tracker:
                 Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
             with self._alone():
                 client = MlflowClient(self.uri)
-                client.search_experiments(max_results=1)
+                try:
+                    client.search_experiments(max_results=1)
+                except MlflowException as error:
+                    if self.known is None or not self._remote or _is_denial(error):
+                        raise
+                    self.away = True
         except Exception as error:  # every scheme has its own kinds of failure
             first = redacted(str(error).strip().splitlines()[0] if str(error).strip() else "")
             raise UnreachableError(
@@ -138,11 +163,13 @@ class Tracker:
 
     # ----------------------------------------------------------------- the parent run
 
-    def open(self, known: str | None) -> str:
-        """Begin or go on with the parent run.
+    @property
+    def _remote(self) -> bool:
+        """Whether a server stands between here and the runs."""
+        return self.uri.startswith(("http://", "https://"))
 
-        Args:
-            known: id of the parent run of an earlier call, if there was one.
+    def open(self) -> str:
+        """Begin or go on with the parent run.
 
         Returns:
             Id of the parent run: the sweep's id.
@@ -154,9 +181,7 @@ class Tracker:
         from mlflow.exceptions import MlflowException
 
         try:
-            with self._alone():
-                self._experiment_id = self._experiment()
-            return self._open(known)
+            self._open()
         except (OSError, RuntimeError, MlflowException) as error:
             first = redacted((str(error).strip().splitlines() or [""])[0])
             raise UnreachableError(
@@ -164,26 +189,36 @@ class Tracker:
                 f"({type(error).__name__}: {first[:160]}); mend it, or use another "
                 "tracking.experiment or folder"
             ) from error
-
-    def _open(self, known: str | None) -> str:
-        if known is not None and self._exists(known):
-            self.sweep_id = known
-            self._experiment_id = self._client.get_run(known).info.experiment_id
-            self._client.update_run(known, status="RUNNING")
-            self._children = self._finished_children()
-        else:
-            run = self._client.create_run(
-                self._experiment_id, run_name=self._spec.title, tags=self._parent_tags()
-            )
-            self.sweep_id = run.info.run_id
-            log_batch(self._client, self.sweep_id, [], self._parent_params())
-            self._client.log_text(
-                self.sweep_id, yaml.safe_dump(self._spec.resolved(), sort_keys=False), "spec.yaml"
-            )
-        self._thread = threading.Thread(target=self._work, name="stabmap-mlflow", daemon=True)
-        self._thread.start()
-        self._submit(lambda: self._client.set_tag(self.sweep_id, "data_hash", self._data_hash()))
+        self._records.start()
+        self._records.put(
+            lambda: self._client.set_tag(self.sweep_id, "data_hash", self._data_hash())
+        )
         return self.sweep_id
+
+    def _open(self) -> None:
+        if self.away:
+            assert self.known is not None
+            self.sweep_id, self._doubtful = self.known, True
+            return
+        with self._alone():
+            self._experiment_id = self._experiment()
+        if self.known is not None and self._exists(self.known):
+            self.sweep_id = self.known
+            self._go_on()
+            self._recorded = self._finished_children()
+            return
+        run = self._client.create_run(
+            self._experiment_id, run_name=self._spec.title, tags=self._parent_tags()
+        )
+        self.sweep_id = run.info.run_id
+        log_batch(self._client, self.sweep_id, [], self._parent_params())
+        self._client.log_text(
+            self.sweep_id, yaml.safe_dump(self._spec.resolved(), sort_keys=False), "spec.yaml"
+        )
+
+    def _go_on(self) -> None:
+        self._experiment_id = self._client.get_run(self.sweep_id).info.experiment_id
+        self._client.update_run(self.sweep_id, status="RUNNING")
 
     def _experiment(self) -> str:
         name = self._spec.tracking.experiment
@@ -192,7 +227,7 @@ class Tracker:
             return str(found.experiment_id)
         folder = Path(self._spec.folder).expanduser().resolve() / "artifacts"
         # A server knows where its artifacts go; with a bare database the client must say.
-        place = None if self.uri.startswith(("http://", "https://")) else folder.as_uri()
+        place = None if self._remote else folder.as_uri()
         return str(self._client.create_experiment(name, artifact_location=place))
 
     def _exists(self, run_id: str) -> bool:
@@ -241,8 +276,8 @@ class Tracker:
 
     # ----------------------------------------------------------------- children
 
-    def _finished_children(self) -> dict[str, str]:
-        """Points that are recorded in full; half-written runs are taken out."""
+    def _children(self) -> list[Any]:
+        """All runs of points that MLflow has of this sweep."""
         runs: list[Any] = []
         token = None
         while True:
@@ -255,37 +290,78 @@ class Tracker:
             runs += list(page)
             token = page.token
             if not token:
-                break
-        finished: dict[str, str] = {}
-        for run in runs:  # only now: deleting while paging would skip some
+                return runs
+
+    def _finished_children(self) -> set[str]:
+        """Points that are recorded in full; half-written runs and doubles are taken out."""
+        finished: set[str] = set()
+        for run in self._children():
             key = run.data.tags.get(POINT_TAG, "")
             if run.info.status == "FINISHED" and key not in finished:
-                finished[key] = run.info.run_id
+                finished.add(key)
             else:
                 self._client.set_terminated(run.info.run_id, "KILLED")
                 self._client.delete_run(run.info.run_id)
         return finished
 
+    def take_out(self, sweep_id: str | None, regimes: Mapping[str, str]) -> None:
+        """Take out runs of points that show another regime than their results.
+
+        Args:
+            sweep_id: the parent run.
+            regimes: the regime of each key.
+        """
+        if self.survey(sweep_id) is None:
+            return
+        for run in self._children():
+            key = run.data.tags.get(POINT_TAG, "")
+            if run.data.tags.get("regime") != regimes.get(key):
+                self._client.delete_run(run.info.run_id)
+
+    def survey(self, sweep_id: str | None) -> Survey | None:
+        """What MLflow has of a sweep; None where it has nothing.
+
+        Raises:
+            UnreachableError: it does not answer.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if sweep_id is None or not self._exists(sweep_id):
+                return None
+            parent = self._client.get_run(sweep_id).info
+            self.sweep_id, self._experiment_id = sweep_id, parent.experiment_id
+            children = tuple(
+                Child(
+                    run.data.tags.get(POINT_TAG, ""),
+                    run.info.status == "FINISHED",
+                    run.data.tags.get("regime", ""),
+                )
+                for run in self._children()
+            )
+        except MlflowException as error:
+            first = redacted((str(error).strip().splitlines() or [""])[0])
+            raise UnreachableError(
+                f"tracking.address = {redacted(self.uri)!r}: MLflow does not answer ({first[:160]})"
+            ) from error
+        return Survey(parent.status == "RUNNING", children)
+
     def tag(self, key: str, value: str) -> None:
         """Put a tag on the parent run."""
-        self._submit(lambda: self._client.set_tag(self.sweep_id, key, value))
+        self._records.put(lambda: self._client.set_tag(self.sweep_id, key, value))
 
-    def log_point(
-        self, number: int, result: PointResult, finished_at: float, repetition: int = 0
-    ) -> None:
+    def log_point(self, number: int, entry: Entry) -> None:
         """Record a training of a point, unless it is recorded already."""
-        key = key_of(result.point, repetition)
-        if key not in self._children:
-            self._children[key] = ""
-            self._tasks.put(_Trained(number, result, finished_at, repetition))
+        if entry.key not in self._recorded:
+            self._records.put(_Trained(number, entry))
 
     def _run_of(self, trained: _Trained) -> FinishedRun:
-        result, verdict = trained.result, trained.result.verdict
-        point, now = result.point, int(trained.finished_at * 1000)
+        result, verdict = trained.entry.result, trained.entry.result.verdict
+        point, now = result.point, int(trained.entry.finished_at * 1000)
         tags = {
             PARENT_TAG: self.sweep_id,
-            POINT_TAG: key_of(point, trained.repetition),
-            "repetition": str(trained.repetition),
+            POINT_TAG: trained.entry.key,
+            "repetition": str(trained.entry.repetition),
             "stabmap.kind": "point",
             "regime": verdict.regime.value,
             "reason": verdict.reason.value,
@@ -299,28 +375,47 @@ class Tracker:
         name = f"{self._spec.title}-{trained.number}"
         return FinishedRun(name, now, tags, params, list(_metrics(result, now)))
 
-    def _write_points(self, points: list[_Trained]) -> None:
+    def _write(self, records: Sequence[Record]) -> None:
+        """Write records; after an error only those that are not there."""
+        if self._doubtful:
+            if self.away:
+                self._go_on()
+                self.away = False
+            self._recorded = self._finished_children()
+        self._doubtful = True
+        points = [r for r in records if isinstance(r, _Trained)]
+        for record in records:
+            if not isinstance(record, _Trained):
+                record()
+        self._write_points([p for p in points if p.entry.key not in self._recorded])
+        self._doubtful = False
+
+    def _write_points(self, points: Sequence[_Trained]) -> None:
         """All at once where that can be done, else one after the other."""
-        if points and self._failures < PATIENCE and (store := database_of(self._client)):
+        if points and (store := database_of(self._client)):
             with suppress(Exception):  # the client then says what is wrong
                 write_together(store, self._experiment_id, [self._run_of(p) for p in points])
-                self._failures = 0
+                self._recorded |= {point.entry.key for point in points}
                 return
         for point in points:
-            self._try(partial(self._write_point, point))
-
-    def _write_point(self, point: _Trained) -> None:
-        write_run(self._client, self._experiment_id, self._run_of(point))
+            write_run(self._client, self._experiment_id, self._run_of(point))
+            self._recorded.add(point.entry.key)
 
     # ----------------------------------------------------------------- the map
 
     def log_map(self, stability_map: StabilityMap, picture: Path | None = None) -> None:
         """Put the map with the parent run, as parquet and, where there is one, as a picture."""
-        self._submit(lambda: self._write_map(stability_map, picture))
+        self._latest = (stability_map, picture)
+        self._records.put(self._write_map)
 
-    def _write_map(self, stability_map: StabilityMap, picture: Path | None) -> None:
+    def _write_map(self) -> None:
+        """The latest map; those before it, that a server missed, are of no use to anyone."""
         from mlflow.entities import Metric
 
+        if self._latest is None:
+            return
+        latest = self._latest
+        stability_map, picture = latest
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / MAP_FILE
             stability_map.write_parquet(path)
@@ -334,62 +429,38 @@ class Tracker:
         found = ", ".join(f"{count} {regime}" for regime, count in counts.items())
         note = f"Stability map of **{self._spec.task_name}**: {step} points ({found})."
         self._client.set_tag(self.sweep_id, "mlflow.note.content", note)
+        if self._latest is latest:
+            self._latest = None
 
-    # ----------------------------------------------------------------- the thread
+    # ----------------------------------------------------------------- the end
 
-    def _submit(self, task: Callable[[], None]) -> None:
-        self._tasks.put(task)
+    @property
+    def behind(self) -> int:
+        """Number of records that MLflow has not taken yet."""
+        return len(self._records)
 
-    def _work(self) -> None:
-        records: list[Record | None] = []
-        while None not in records:
-            records = self._gather()
-            self._write_points([r for r in records if isinstance(r, _Trained)])
-            for record in records:
-                if record is not None and not isinstance(record, _Trained):
-                    self._try(record)
-
-    def _gather(self) -> list[Record | None]:
-        """What is to be written next: what comes within a moment; None at the end of all."""
-        records = [self._tasks.get()]
-        until = time.monotonic() + GATHER
-        while records[-1] is not None and len(records) < TOGETHER:
-            try:
-                records.append(self._tasks.get(timeout=max(0.0, until - time.monotonic())))
-            except queue.Empty:
-                break
-        return records
-
-    def _try(self, task: Callable[[], None]) -> None:
-        if self._failures >= PATIENCE:
-            self.missed += 1
-            return
-        try:
-            task()
-            self._failures = 0
-        except Exception as error:  # the record must never stop the sweep
-            self.missed += 1
-            self._failures += 1
-            _log.warning("MLflow did not take a record: %s", redacted(str(error).split("\n")[0]))
-
-    def close(self, status: str) -> bool:
+    def close(self, status: str, patience: float) -> bool:
         """Write what is waiting and end the parent run.
 
         Args:
             status: MLflow's word: FINISHED, KILLED or FAILED.
+            patience: seconds to wait for a server that is away.
 
         Returns:
             Whether MLflow took everything.
         """
-        if self._thread is not None:
-            self._tasks.put(None)
-            self._thread.join()
-        try:
-            self._client.set_terminated(self.sweep_id, status)
-        except Exception as error:
-            self.missed += 1
-            _log.warning("MLflow did not take a record: %s", redacted(str(error).split("\n")[0]))
-        return self.missed == 0
+        self._records.put(lambda: self._client.set_terminated(self.sweep_id, status))
+        return self._records.close(patience) == 0
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether MLflow says that a record is wrong, rather than being away."""
+    return getattr(error, "error_code", None) in REFUSALS
+
+
+def _is_denial(error: Exception) -> bool:
+    """Whether MLflow answers, and keeps us out."""
+    return getattr(error, "error_code", None) in ("UNAUTHENTICATED", "PERMISSION_DENIED")
 
 
 def _metrics(result: PointResult, now: int) -> Iterable[Any]:

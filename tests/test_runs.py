@@ -97,7 +97,7 @@ def test_a_deleted_experiment_is_one_clear_error(tmp_path: Path) -> None:
     client = Tracker(spec)._client
     client.delete_experiment(client.create_experiment("gone"))
     with pytest.raises(UnreachableError, match=r"MLflow cannot open a run there .* use another"):
-        Tracker(spec).open(None)
+        Tracker(spec).open()
 
 
 BEGIN = """
@@ -105,8 +105,8 @@ import sys
 from stabmap import load_spec
 from sweeps.tracking import Tracker
 tracker = Tracker(load_spec("one-layer-cnn", {"folder": sys.argv[1]}))
-tracker.open(None)
-tracker.close("FINISHED")
+tracker.open()
+tracker.close("FINISHED", 60.0)
 """
 
 

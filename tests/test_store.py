@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from synthetic import LR, margins_at, measure, result_of, spec_of
 
 from sweeps.spec import SweepSpec, load_spec
-from sweeps.store import Store, key_of
+from sweeps.store import Entry, Store, key_of
 from trainables.domain import (
     Curve,
     Margins,
@@ -61,7 +61,7 @@ def test_append_is_idempotent(tmp_path: Path) -> None:
             assert not store.append(other, 5.0)
             assert len(store) == 2
             assert store.get(first.point) == first
-            assert store.finished_at[first.point.key] == 1000.0
+            assert store.entries[first.point.key].finished_at == 1000.0
             assert (store.folder / "results.jsonl").read_bytes() == before
 
 
@@ -99,10 +99,10 @@ def test_several_results_wait_for_the_disk_once(
         expected = (store.folder / "results.jsonl").read_bytes()
     asked.clear()
     with Store(spec_in(tmp_path / "together")) as store:
-        assert store.extend([(first, 0)], 7.0) == (True,)
-        given = [(first, 0), (second, 0), (third, 0), (second, 0)]
-        assert store.extend(given, 7.0) == (False, True, True, False)
-        assert store.extend(given, 8.0) == (False,) * 4
+        assert store.extend([Entry(first, 0, 7.0)]) == (True,)
+        given = [Entry(r, 0, 7.0) for r in (first, second, third, second)]
+        assert store.extend(given) == (False, True, True, False)
+        assert store.extend(given) == (False,) * 4
         assert (store.folder / "results.jsonl").read_bytes() == expected
         assert store.get(third.point) == third and len(store) == 3
     assert len(asked) == 2
@@ -142,7 +142,7 @@ def test_replicates_of_a_point_are_told_apart(tmp_path: Path) -> None:
         assert len(store) == 4
         keys = [key_of(point, i) for i in range(3)]
         assert keys[0] == point.key
-        assert [store.finished_at[key] for key in keys] == [10.0, 11.0, 12.0]
+        assert [store.entries[key].finished_at for key in keys] == [10.0, 11.0, 12.0]
         assert not store.append(kept[1], 0.0, 2)
         assert (store.folder / "results.jsonl").read_bytes() == before
 
@@ -186,7 +186,7 @@ def test_results_come_back_to_the_bit(
         found = store.get(result.point)
         assert found == result
         assert repr(found) == repr(result)  # also the sign of zeros
-        assert store.finished_at == {result.point.key: at}
+        assert {k: e.finished_at for k, e in store.entries.items()} == {result.point.key: at}
 
 
 def test_numbers_that_json_does_not_have(tmp_path: Path) -> None:

@@ -342,17 +342,17 @@ def test_trainable_restores_to_the_bit(tmp_path: Path) -> None:
     )
     first = tune.PackTrainable(config)
     for _ in range(20):  # a part of both points
-        first._pack.advance(0.0)
+        first._begin().advance(0.0)
     first.save_checkpoint(str(tmp_path))
 
     second = tune.PackTrainable(
         {**config, "numbers": [1], "points": [[0.3, 0.0, 50.0]], "first": [4]}
     )
     second.step()
-    assert second.reset_config(config)
+    assert second.reset(dict(config))  # type: ignore[no-untyped-call]
     second.load_checkpoint(str(tmp_path))
     reports: list[Any] = []
-    while not second._pack.done:
+    while not second._begin().done:
         reports += second.step()["results"]
     assert [number for number, _ in reports] == [7, 9]
-    assert second._pack.results == expected
+    assert second._begin().results == expected

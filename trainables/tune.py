@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import traceback
 from pathlib import Path
 from typing import Any
 
 import torch
 from ray import tune
 
-from trainables.domain import Point, Training
+from trainables.domain import InputError, NotReproducibleError, Point, Training
 from trainables.evaluate import check_reproducible
 from trainables.pack import PackRun
 from trainables.tasks import get_task
 
 #: Wall time between two reports of a pack; results are durable once reported.
 REPORT_SECONDS = 1.0
+#: Errors of the operating system that pass, or that another machine does not have.
+PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM)
 
 
 class PackTrainable(tune.Trainable):
@@ -26,46 +30,77 @@ class PackTrainable(tune.Trainable):
     replicate), `numbers` (the points' numbers in the sweep) and `check` (whether to check first
     that the training repeats itself to the bit).
 
-    Each report has `results`, a list of `[number, result]`, and `pid`. An actor that is reused
-    starts each pack from nothing.
+    Each report has `results`, a list of `[number, result]`, and `worker_pid`. An error in the task
+    is reported too, as `error`, and ends the pack; an error of the machine is raised, so that Tune
+    starts the pack again elsewhere. An actor that is reused starts each pack from nothing.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Begin the first pack."""
-        self._begin(config)
+        """Take the first pack."""
+        self._pack: PackRun | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Begin another pack in the same process."""
-        self._begin(new_config)
+        """Take another pack in the same process."""
+        self._pack = None
         return True
 
-    def _begin(self, config: dict[str, Any]) -> None:
-        options = dict(config["task"])
-        task = get_task(options.pop("name"), **options)
-        training = Training(**config["training"])
-        points = [Point(*values) for values in config["points"]]
-        if config.get("check"):
-            # The smallest rate: a training that blows up at once would prove little.
-            check_reproducible(min(points), task, training)
-        self._numbers = list(config["numbers"])
-        self._pack = PackRun(points, task, training, config["first"])
+    def _begin(self) -> PackRun:
+        """The pack, made when it is first needed: a task that cannot be made is to be reported."""
+        if self._pack is None:
+            config: dict[str, Any] = self.config
+            options = dict(config["task"])
+            task = get_task(options.pop("name"), **options)
+            training = Training(**config["training"])
+            points = [Point(*values) for values in config["points"]]
+            if config.get("check"):
+                # The smallest rate: a training that blows up at once would prove little.
+                check_reproducible(min(points), task, training)
+            self._pack = PackRun(points, task, training, config["first"])
+        return self._pack
 
     def step(self) -> dict[str, Any]:
         """Train for a while and report the points that were completed."""
-        known = len(self._pack.results)
-        results = self._pack.advance(REPORT_SECONDS)
-        numbers = self._numbers[known : known + len(results)]
+        try:
+            pack = self._begin()
+            known = len(pack.results)
+            results = pack.advance(REPORT_SECONDS)
+        except Exception as error:
+            if is_infrastructure(error):
+                raise
+            return {"results": [], "error": describe(error), "done": True}
+        numbers = self.config["numbers"][known : known + len(results)]
         return {
             "results": [[n, r.to_dict()] for n, r in zip(numbers, results, strict=True)],
             "worker_pid": os.getpid(),
-            "done": self._pack.done,
+            "done": pack.done,
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write all that the rest of the pack depends on."""
-        torch.save(self._pack.state_dict(), Path(checkpoint_dir) / "pack.pt")
+        torch.save(self._begin().state_dict(), Path(checkpoint_dir) / "pack.pt")
 
     def load_checkpoint(self, checkpoint_dir: Any) -> None:
         """Go on from the folder of a checkpoint, to the bit."""
         state = torch.load(Path(checkpoint_dir) / "pack.pt", map_location="cpu", weights_only=True)
-        self._pack.load_state_dict(state)
+        self._begin().load_state_dict(state)
+
+
+def is_infrastructure(error: BaseException) -> bool:
+    """Whether an error is the machine's (no memory, a broken GPU, a full disk), not the task's."""
+    if isinstance(error, OSError):
+        return error.errno in PASSING or isinstance(error, ConnectionError)
+    # After an error of CUDA every further call in the process fails: it needs a new one.
+    passing = (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
+    return isinstance(error, passing) or "CUDA error" in str(error)
+
+
+def describe(error: BaseException) -> tuple[str, str, str]:
+    """An error in plain values: its kind, its text and the place where it was raised.
+
+    No mapping: Tune flattens those that it passes on.
+    """
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    kind = "not reproducible" if isinstance(error, NotReproducibleError) else type(error).__name__
+    text = str(error).strip()
+    place = "" if isinstance(error, InputError) else f"{Path(frame.filename).name}:{frame.lineno}"
+    return kind, text, place

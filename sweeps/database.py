@@ -1,0 +1,268 @@
+"""A sweep in a database that all machines share: its results, and its Optuna study.
+
+A result is first in the log of the machine that runs the sweep (`store`), then here. Optuna's own
+tables lie beside it in the same database (`optuna-dashboard ADDRESS` shows them); the study there
+is written from the results and never read by the search.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy as sql
+from sqlalchemy.dialects import postgresql, sqlite
+
+from analysis.load import redacted
+from sweeps.rounds import distance_to_boundary
+from sweeps.search.space import distributions, to_params
+from sweeps.spec import SweepSpec
+from sweeps.store import Entry
+from trainables.domain import PointResult, StabmapError, UnreachableError
+
+#: Environment variable with the address, where the spec names none.
+VARIABLE = "STABMAP_DATABASE"
+FILE = "stabmap.db"
+#: Seconds within which a server has to take a connection.
+CONNECT_SECONDS = 5
+#: Keys that one question asks for.
+MANY = 500
+
+_tables = sql.MetaData()
+_sweeps = sql.Table(
+    "stabmap_sweeps",
+    _tables,
+    sql.Column("sweep", sql.String(16), primary_key=True),
+    sql.Column("spec", sql.Text, nullable=False),
+    sql.Column("mlflow_run", sql.String(64)),
+)
+_results = sql.Table(
+    "stabmap_results",
+    _tables,
+    sql.Column("sweep", sql.String(16), primary_key=True),
+    sql.Column("key", sql.String(255), primary_key=True),
+    sql.Column("repetition", sql.Integer, nullable=False),
+    sql.Column("finished_at", sql.Double, nullable=False),
+    sql.Column("result", sql.Text, nullable=False),
+)
+
+
+def database_address(spec: SweepSpec) -> str:
+    """The database of a sweep: the spec's, else STABMAP_DATABASE, else a file in the folder."""
+    named = spec.database or os.environ.get(VARIABLE)
+    return named or f"sqlite:///{Path(spec.folder).expanduser() / FILE}"
+
+
+class Database:
+    """The rows of one sweep.
+
+    Args:
+        spec: the sweep.
+
+    Raises:
+        UnreachableError: the database cannot be used.
+    """
+
+    def __init__(self, spec: SweepSpec) -> None:
+        self.address = database_address(spec)
+        self._spec = spec
+        self._study: optuna.Study | None = None
+        self._told = 0
+        self._held: sql.Connection | None = None
+        self._trials: dict[int, optuna.trial.FrozenTrial] = {}
+        with self._clear_errors():
+            self._engine = sql.create_engine(self.address, **_options(self.address))
+            insert = sqlite.insert if self._engine.dialect.name == "sqlite" else postgresql.insert
+            self._insert: Any = insert
+
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (sql.exc.SQLAlchemyError, ImportError, optuna.exceptions.OptunaError) as error:
+            cause = getattr(error, "orig", None) or error
+            first = redacted((str(cause).strip().splitlines() or [""])[0])[:160]
+            remedy = (
+                "pip install psycopg2-binary"
+                if isinstance(error, ImportError)
+                else "start it, mend the address, or leave both out to use a file in the folder"
+            )
+            raise UnreachableError(
+                f"database = {redacted(self.address)!r}: cannot be used ({first}); {remedy}"
+            ) from error
+
+    def open(self) -> str | None:
+        """Make the tables where they are missing, and the sweep's row.
+
+        Returns:
+            The sweep's MLflow run, where another machine has begun one.
+
+        Raises:
+            UnreachableError: the database does not answer.
+            StabmapError: another machine runs this sweep.
+        """
+        with self._clear_errors():
+            self._make_tables()
+            self._hold()
+            with self._engine.begin() as connection:
+                spec = json.dumps(self._spec.resolved(), sort_keys=True)
+                row = {"sweep": self._spec.hash, "spec": spec}
+                connection.execute(self._insert(_sweeps).values(row).on_conflict_do_nothing())
+                mine = _sweeps.c.sweep == self._spec.hash
+                run = connection.scalar(sql.select(_sweeps.c.mlflow_run).where(mine))
+        return None if run is None else str(run)
+
+    def _make_tables(self) -> None:
+        """Make what is missing; another process may do the same at this moment."""
+        try:
+            _tables.create_all(self._engine)
+        except sql.exc.SQLAlchemyError:
+            _tables.create_all(self._engine)
+
+    def _hold(self) -> None:
+        """Keep other machines off the sweep while this process is connected.
+
+        Raises:
+            StabmapError: another one holds it.
+        """
+        if self._engine.dialect.name != "postgresql" or self._held is not None:
+            return  # a file: the store's lock does
+        held = self._engine.connect()
+        number = int(self._spec.hash, 16) - 2**63  # PostgreSQL counts locks in signed 64 bits
+        if not held.scalar(sql.text("select pg_try_advisory_lock(:n)"), {"n": number}):
+            held.close()
+            raise StabmapError(
+                f"sweep {self._spec.hash} is being run on another machine; wait for it, or stop "
+                "it there first"
+            )
+        self._held = held
+
+    def remember_run(self, mlflow_run: str) -> None:
+        """Keep the id of the sweep's MLflow run."""
+        with self._engine.begin() as connection:
+            mine = _sweeps.c.sweep == self._spec.hash
+            connection.execute(sql.update(_sweeps).where(mine).values(mlflow_run=mlflow_run))
+
+    def keys(self) -> set[str]:
+        """The keys of all results that are here."""
+        with self._engine.connect() as connection:
+            mine = _results.c.sweep == self._spec.hash
+            return set(connection.scalars(sql.select(_results.c.key).where(mine)))
+
+    def read(self, keys: Iterable[str]) -> list[Entry]:
+        """Results by their keys, in the order in which they came in."""
+        wanted, found = sorted(keys), list[Entry]()
+        with self._engine.connect() as connection:
+            for begin in range(0, len(wanted), MANY):
+                some = _results.c.key.in_(wanted[begin : begin + MANY])
+                rows = connection.execute(
+                    sql.select(_results).where(_results.c.sweep == self._spec.hash, some)
+                )
+                found += [
+                    Entry(
+                        PointResult.from_dict(json.loads(row.result)),
+                        row.repetition,
+                        row.finished_at,
+                    )
+                    for row in rows
+                ]
+        return sorted(found, key=lambda entry: (entry.finished_at, entry.key))
+
+    def write(self, entries: Sequence[Entry]) -> None:
+        """Keep results; those that are here already stay as they are."""
+        rows = [
+            {
+                "sweep": self._spec.hash,
+                "key": entry.key,
+                "repetition": entry.repetition,
+                "finished_at": entry.finished_at,
+                "result": json.dumps(entry.result.to_dict(), allow_nan=False),
+            }
+            for entry in entries
+        ]
+        if rows:
+            with self._engine.begin() as connection:
+                connection.execute(self._insert(_results).on_conflict_do_nothing(), rows)
+
+    def remove(self, keys: Iterable[str]) -> None:
+        """Take results out."""
+        with self._engine.begin() as connection:
+            for key in keys:
+                this = (_results.c.sweep == self._spec.hash, _results.c.key == key)
+                connection.execute(sql.delete(_results).where(*this))
+
+    def remove_study(self) -> None:
+        """Take the Optuna study out, to write it anew."""
+        optuna.delete_study(study_name=self.study_name, storage=self._storage())
+        self._study = None
+
+    @property
+    def study_name(self) -> str:
+        """Name of the Optuna study."""
+        return f"{self._spec.title}-{self._spec.hash}"
+
+    def _storage(self) -> optuna.storages.RDBStorage:
+        return optuna.storages.RDBStorage(self.address, engine_kwargs=_options(self.address))
+
+    def study(self) -> optuna.Study:
+        """The sweep's study in Optuna's tables; begun where there is none."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        with self._clear_errors():
+            return optuna.create_study(
+                study_name=self.study_name, storage=self._storage(), load_if_exists=True
+            )
+
+    def tell(self, results: Iterable[tuple[int, Entry]]) -> None:
+        """Add numbered results to the study, as finished trials in the order of their numbers.
+
+        What comes before its turn waits for those before it.
+        """
+        for number, entry in results:
+            self._trials[number] = _trial(self._spec, entry)
+        if self._study is None:  # the first time, and after an error
+            self._study = self.study()
+            self._told = len(self._study.get_trials(deepcopy=False))
+        study, self._study = self._study, None
+        for number in [n for n in self._trials if n < self._told]:
+            del self._trials[number]
+        while self._told in self._trials:
+            study.add_trial(self._trials[self._told])
+            del self._trials[self._told]
+            self._told += 1
+        self._study = study
+
+    def close(self) -> None:
+        """End all connections."""
+        if self._held is not None:
+            with suppress(sql.exc.SQLAlchemyError):
+                self._held.close()
+        self._engine.dispose()
+
+
+def _options(address: str) -> dict[str, Any]:
+    """How to connect: briefly to a server, and never with a connection that has died."""
+    if address.startswith("sqlite"):
+        return {"connect_args": {"timeout": 60}}
+    return {"connect_args": {"connect_timeout": CONNECT_SECONDS}, "pool_pre_ping": True}
+
+
+def _trial(spec: SweepSpec, entry: Entry) -> optuna.trial.FrozenTrial:
+    margins = entry.result.verdict.margins
+    trial = optuna.trial.create_trial(
+        params=to_params(spec.space, entry.result.point),
+        distributions=distributions(spec.space),
+        value=distance_to_boundary(margins),
+        user_attrs={
+            "margins": [margins.stable, margins.bounded],
+            "regime": margins.regime.value,
+            "key": entry.key,
+        },
+    )
+    trial.datetime_start = trial.datetime_complete = datetime.fromtimestamp(entry.finished_at)
+    return trial
