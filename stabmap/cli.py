@@ -361,8 +361,7 @@ def fsck(
     from sweeps import fsck as checks
     from sweeps.spec import load_spec, parse_overrides
 
-    kept = _kept_spec(spec)
-    loaded = load_spec(kept or spec, parse_overrides(override or ()))
+    loaded = load_spec(*_kept(spec, parse_overrides(override or ())))
     before = checks.repair(loaded)[0] if repair else None
     report = checks.check(loaded)
     if as_json:
@@ -380,14 +379,15 @@ def fsck(
         raise typer.Exit(1)
 
 
-def _kept_spec(sweep: str) -> Path | None:
+def _kept(sweep: str, overrides: dict[str, Any]) -> tuple[str | Path, dict[str, Any]]:
     """The spec that a sweep's folder holds, where a hash or a folder is given."""
     from analysis.load import home
 
     for folder in (Path(sweep).expanduser(), home() / "sweeps" / sweep):
         if (folder / "results.jsonl").is_file() and (folder / "spec.yaml").is_file():
-            return folder / "spec.yaml"
-    return None
+            # The folder may have been moved since the spec was written into it.
+            return folder / "spec.yaml", {"folder": str(folder.parent.parent), **overrides}
+    return sweep, overrides
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
@@ -124,27 +125,33 @@ class Store:
             raise StabmapError(
                 f"sweep {spec.hash} is being run by another process; wait for it, or stop it first"
             ) from error
-        self._write("spec.yaml", yaml.safe_dump(spec.resolved(), sort_keys=False))
-        self._open()
+        try:
+            self._write("spec.yaml", yaml.safe_dump(spec.resolved(), sort_keys=False))
+            self._log = self._read()
+        except BaseException:
+            self._lock.close()
+            raise
 
-    def _open(self) -> None:
-        # Without a buffer: what could not be written must not be written again behind our back.
-        self._log = (self.folder / "results.jsonl").open("ab+", buffering=0)
-        self._log.seek(0)
-        good = 0
-        for number, line in enumerate(self._log.read().splitlines(keepends=True), 1):
+    def _read(self) -> FileIO:
+        """Read the log; open to be appended to."""
+        path, good = self.folder / "results.jsonl", 0
+        path.touch()
+        for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
             if not line.endswith(b"\n"):
                 break  # cut short by a crash: the point will be trained again
             try:
                 entry = Entry.of(line)
             except (ValueError, KeyError, TypeError) as error:
                 raise StabmapError(
-                    f"line {number} of {self.folder / 'results.jsonl'} is damaged "
+                    f"line {number} of {path} is damaged "
                     f"({type(error).__name__}); delete that line: its point is trained again"
                 ) from error
             self._entries.setdefault(entry.key, entry)
             good += len(line)
-        self._log.truncate(good)
+        # Without a buffer: what could not be written must not be written again behind our back.
+        log = path.open("ab", buffering=0)
+        log.truncate(good)
+        return log
 
     def __len__(self) -> int:
         """Number of trainings that have a result."""
