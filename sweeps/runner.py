@@ -26,8 +26,8 @@ os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is handled here
 import ray
 from ray import tune
 
-from analysis.load import redacted
-from analysis.map import StabilityMap
+from analysis.load import ARTIFACT_FOLDER, redacted
+from analysis.map import MAP_FILE, StabilityMap
 from analysis.plot import plot_map
 from sweeps.heartbeat import Heartbeat
 from sweeps.mirror import Mirror
@@ -346,7 +346,7 @@ class _Session:
             self.tracker.tag("k_check", "k repeated and k doubled agree to the bit")
         if time.monotonic() - self._mapped >= MAP_SECONDS and self.rounds.results:
             self._mapped = time.monotonic()
-            self.tracker.log_map(self._map())
+            self._map_on_the_way()
 
     def _record(self, number: int, entry: Entry) -> None:
         self.tracker.log_point(number, entry)
@@ -366,12 +366,23 @@ class _Session:
                 self.progress.say(None)
                 return
 
+    def _map_on_the_way(self) -> None:
+        """The map as known now, for those who ask before the end."""
+        stability_map = self._map()
+        with suppress(OSError):  # a full disk: the results matter more
+            whole = self.store.folder / ARTIFACT_FOLDER / MAP_FILE
+            whole.parent.mkdir(exist_ok=True)
+            partial = whole.with_name(f"{MAP_FILE}.partial")
+            stability_map.write_parquet(partial)
+            partial.replace(whole)
+        self.tracker.log_map(stability_map)
+
     def _map(self) -> StabilityMap:
         return self.rounds.map()
 
     def _write_map(self) -> tuple[StabilityMap, Path | None]:
         """The map as known now, to the sweep's folder and to MLflow."""
-        stability_map, folder = self._map(), self.store.folder / "map"
+        stability_map, folder = self._map(), self.store.folder / ARTIFACT_FOLDER
         stability_map.export(folder)
         picture = None
         if any(axis.free for axis in stability_map.axes):

@@ -1,0 +1,211 @@
+"""The service over real HTTP: who is let in, and the same answers as the map gives itself."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+from synthetic import DECAY, LR, measure, spec_of
+
+from analysis.map import StabilityMap
+from analysis.serve import create_app, is_loopback
+from sweeps.rounds import Rounds
+
+TOKEN = "correct-horse"
+HASH, OTHER, EMPTY = "0123456789abcdef", "1123456789abcdef", "2123456789abcdef"
+
+
+def some_map(points: int) -> StabilityMap:
+    spec = spec_of({"lr": LR, "weight_decay": DECAY}, search="sobol", budget={"points": points})
+    rounds = Rounds(spec)
+    while proposed := rounds.propose():
+        for number, point in proposed:
+            rounds.record(number, measure(point))
+    return rounds.map()
+
+
+@pytest.fixture(scope="module")
+def stability_map() -> StabilityMap:
+    return some_map(40)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, stability_map: StabilityMap) -> Path:
+    root = tmp_path_factory.mktemp("home")
+    for number, name in enumerate((HASH, OTHER, EMPTY)):
+        place = root / "sweeps" / name
+        place.mkdir(parents=True)
+        facts = {
+            "sweep": f"run-{number}",
+            "title": "only" if name == HASH else "twice",
+            "state": "complete",
+            "updated": 100.0 + number,
+            "tracking": "postgresql://secret",
+        }
+        (place / "sweep.json").write_text(json.dumps(facts))
+        if name != EMPTY:
+            stability_map.export(place / "map")
+    (root / "secret.parquet").write_text("not for you")
+    return root
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path) -> Iterator[str]:
+    app = create_app(folder, TOKEN, ["127.0.0.1", "localhost"])
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+def ask(
+    url: str, body: Any = None, token: str | None = TOKEN, **headers: str
+) -> tuple[int, bytes, Any]:
+    """Status, content and headers."""
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    data = None if body is None else json.dumps(body).encode()
+    headers["Content-Type"] = "application/json"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=30) as got:
+            return got.status, got.read(), got.headers
+    except urllib.error.HTTPError as error:
+        return error.code, error.read(), error.headers
+
+
+ASKED = [
+    "/sweeps",
+    f"/sweeps/{HASH}",
+    f"/sweeps/{HASH}/points",
+    f"/sweeps/{HASH}/max_stable?axis=lr&weight_decay=0.01",
+    f"/sweeps/{HASH}/boundary/stable",
+    f"/sweeps/{HASH}/map.json",
+    f"/sweeps/{HASH}/map.png",
+]
+
+
+@pytest.mark.parametrize("path", ASKED)
+def test_strangers_are_turned_away(address: str, path: str) -> None:
+    assert ask(address + path)[0] == 200
+    status, _, headers = ask(address + path, token=None)
+    assert (status, headers["WWW-Authenticate"]) == (401, "Bearer")
+    for wrong in ("", "x", TOKEN[:-1], TOKEN + "x", "é"):
+        assert ask(address + path, token=wrong.encode().decode("latin-1"))[0] in (401, 403)
+    assert ask(address + path, token=None, Authorization=f"Basic {TOKEN}")[0] == 401
+
+
+def test_strangers_may_not_classify_either(address: str) -> None:
+    url, place = f"{address}/sweeps/{HASH}/classify", {"lr": 0.1, "weight_decay": 0.01}
+    assert ask(url, place)[0] == 200
+    assert ask(url, place, token=None)[0] == 401
+    assert ask(url, place, token="wrong")[0] == 403
+
+
+def test_only_its_own_names_are_answered(address: str) -> None:
+    """A page whose name points here (DNS rebinding) gets nothing."""
+    assert ask(f"{address}/health", Host="evil.example")[0] == 400
+    assert ask(f"{address}/health", token=None)[0] == 200
+
+
+def test_answers_are_those_of_the_map(address: str, stability_map: StabilityMap) -> None:
+    sweep = f"{address}/sweeps/{HASH}"
+    at = {"lr": 0.1, "weight_decay": 0.01}
+    assert json.loads(ask(f"{sweep}/classify", at)[1]) == stability_map.classify(**at)
+    rates = [float(lr) for lr in np.geomspace(0.01, 100, 50)]
+    many = json.loads(ask(f"{sweep}/classify", {"lr": rates, "weight_decay": 0.01})[1])
+    for regime, values in stability_map.classify(lr=rates, weight_decay=0.01).items():
+        assert many[regime] == values.tolist()
+    answer = json.loads(ask(f"{sweep}/max_stable?axis=lr&weight_decay=0.01&confidence=0.9")[1])
+    assert answer["max_stable"] == stability_map.max_stable("lr", weight_decay=0.01, confidence=0.9)
+    places = json.loads(ask(f"{sweep}/boundary/divergent")[1])
+    assert [p["lr"] for p in places] == stability_map.boundary("divergent")["lr"].tolist()
+    assert ask(f"{sweep}/map.json")[1].decode() == stability_map.to_json()
+    assert ask(f"{sweep}/map.png")[1].startswith(b"\x89PNG")
+
+
+def test_pages_hold_every_point_once(address: str, stability_map: StabilityMap) -> None:
+    numbers, after = list[int](), -1
+    while after is not None:
+        page = json.loads(ask(f"{address}/sweeps/{HASH}/points?after={after}&limit=7")[1])
+        assert 0 < len(page["points"]) <= 7
+        numbers += [point["number"] for point in page["points"]]
+        after = page["next"]
+    assert numbers == stability_map.to_frame()["number"].tolist()
+
+
+def test_sweeps_and_their_names(address: str) -> None:
+    listed = json.loads(ask(f"{address}/sweeps")[1])
+    assert [facts["hash"] for facts in listed] == [EMPTY, OTHER, HASH]
+    assert "tracking" not in listed[0]
+    for name in (HASH, "run-0", "only"):
+        assert json.loads(ask(f"{address}/sweeps/{name}")[1])["hash"] == HASH
+    status, content, _ = ask(f"{address}/sweeps/twice")
+    assert status == 409 and OTHER in content.decode()
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "said"),
+    [
+        ("/sweeps/nothing", 404, "no sweep 'nothing'; GET /sweeps lists them"),
+        (f"/sweeps/{EMPTY}/map.json", 404, "no results yet"),
+        ("/sweeps/..%2f..%2fsecret/map.json", 404, ""),
+        ("/sweeps/%2e%2e/map.json", 404, ""),
+        (f"/sweeps/{HASH}/max_stable?axis=momentum", 422, "momentum"),
+        (f"/sweeps/{HASH}/max_stable?axis=lr", 422, "weight_decay"),
+        (f"/sweeps/{HASH}/max_stable?axis=lr&weight_decay=0.01&confidence=2", 422, "confidence"),
+        (f"/sweeps/{HASH}/boundary/left", 422, "stable or divergent"),
+        (f"/sweeps/{HASH}/points?limit=0", 422, "limit"),
+    ],
+)
+def test_wrong_questions(address: str, path: str, status: int, said: str) -> None:
+    found, content, _ = ask(address + path)
+    assert found == status and said in content.decode()
+
+
+@pytest.mark.parametrize(
+    "place", [{}, {"lr": "x"}, {"lr": [], "weight_decay": 0.1}, {"speed": 1}, {"lr": 1e9}, [1]]
+)
+def test_wrong_places(address: str, place: Any) -> None:
+    assert ask(f"{address}/sweeps/{HASH}/classify", place)[0] == 422
+
+
+def test_a_map_that_grows_is_read_again(tmp_path: Path, address: str) -> None:
+    from analysis.serve import Library
+
+    place = tmp_path / "sweeps" / HASH
+    place.mkdir(parents=True)
+    (place / "sweep.json").write_text("{}")
+    library = Library(tmp_path)
+    for points in (8, 16):
+        some_map(points).export(place / "map")
+        assert len(library.map(HASH).to_frame()) == points
+        assert library.map(HASH) is library.map(HASH)
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        ("127.0.0.1", True),
+        ("127.1.2.3", True),
+        ("localhost", True),
+        ("::1", True),
+        ("0.0.0.0", False),
+        ("10.0.0.1", False),
+        ("127.0.0.1.example.org", False),
+    ],
+)
+def test_loopback(host: str, local: bool) -> None:
+    assert is_loopback(host) is local
