@@ -15,8 +15,11 @@ from typing import Any
 
 import jsonschema
 import pytest
+import sqlalchemy
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+
+from sweeps.database import VARIABLE
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
@@ -313,7 +316,10 @@ def test_the_dashboard_stays_inside_the_kubernetes_cluster() -> None:
 
 def test_servers_come_from_the_environment_and_the_folder_from_the_claim() -> None:
     shared = {m["kind"]: m for m in manifests("shared.yaml")}
-    assert {"MLFLOW_TRACKING_URI", "PGHOST"} <= shared["ConfigMap"]["data"].keys()
+    assert shared["ConfigMap"]["data"].keys() == {"MLFLOW_TRACKING_URI", VARIABLE}
+    # SQLAlchemy takes `postgresql://` for another driver than the one that is installed.
+    engine = sqlalchemy.create_engine(shared["ConfigMap"]["data"][VARIABLE])
+    assert (engine.dialect.name, engine.url.password) == ("postgresql", None)
     spec = manifest("raycluster.yaml", "RayCluster")["spec"]
     head = spec["headGroupSpec"]["template"]["spec"]
     (container,) = head["containers"]
