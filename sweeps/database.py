@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -56,7 +57,10 @@ _results = sql.Table(
 def database_address(spec: SweepSpec) -> str:
     """The database of a sweep: the spec's, else STABMAP_DATABASE, else a file in the folder."""
     named = spec.database or os.environ.get(VARIABLE)
-    return named or f"sqlite:///{Path(spec.folder).expanduser() / FILE}"
+    if named is None:
+        return f"sqlite:///{Path(spec.folder).expanduser() / FILE}"
+    # The scheme that everyone writes means another driver to SQLAlchemy.
+    return re.sub("^postgres(ql)?://", "postgresql+psycopg2://", named)
 
 
 class Database:
@@ -89,7 +93,7 @@ class Database:
             cause = getattr(error, "orig", None) or error
             first = redacted((str(cause).strip().splitlines() or [""])[0])[:160]
             remedy = (
-                "pip install psycopg2-binary"
+                "pip install 'stabmap[postgresql]'"
                 if isinstance(error, ImportError)
                 else "start it, mend the address, or leave both out to use a file in the folder"
             )
