@@ -13,7 +13,8 @@ import pytest
 import sqlalchemy as sql
 from mlflow import MlflowClient
 from mlflow.entities import Metric
-from synthetic import DECAY, LR, measure, spec_of
+from recorded import POINTS, spec_in, sweep
+from synthetic import measure
 from typer.testing import CliRunner
 
 from stabmap.cli import app
@@ -24,33 +25,7 @@ from sweeps.rounds import Rounds, distance_to_boundary
 from sweeps.search.space import to_point
 from sweeps.spec import SweepSpec
 from sweeps.store import Entry, Store
-from sweeps.tracking import Tracker
 from trainables.domain import Point, StabmapError
-
-POINTS = 12
-
-
-def spec_in(folder: Path, **changes: Any) -> SweepSpec:
-    given: dict[str, Any] = {"search": "sobol", "budget": {"points": POINTS}, **changes}
-    return spec_of({"lr": LR, "weight_decay": DECAY}, folder=str(folder), **given)
-
-
-def sweep(spec: SweepSpec, points: int = POINTS, state: str = "complete") -> None:
-    """What a sweep leaves behind, without Ray: its first points, recorded everywhere."""
-    with Store(spec) as store:
-        mirror, tracker, rounds = Mirror(spec, store), Tracker(spec), Rounds(spec)
-        mirror.open(begun=False)
-        run = tracker.open()
-        mirror.remember_run(run)
-        store.remember(sweep=run, state=state, limit=POINTS)
-        while len(store) < points and (proposed := rounds.propose()):
-            for number, point in proposed[: points - len(store)]:
-                entry = Entry(measure(point), rounds.repetition(number), 1000.0 + number)
-                store.extend([entry])
-                rounds.record(number, entry.result)
-                mirror.add(number, entry)
-                tracker.log_point(number, entry)
-        assert tracker.close("FINISHED", 60.0) and mirror.close(60.0)
 
 
 @pytest.fixture(scope="module")
