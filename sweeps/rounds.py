@@ -125,7 +125,7 @@ class Rounds:
     @property
     def proposed(self) -> int:
         """Number of trainings proposed so far."""
-        return sum(map(len, self._rounds))
+        return len(self._repetitions)
 
     @property
     def exhausted(self) -> bool:
@@ -156,16 +156,17 @@ class Rounds:
         return StabilityMap.of(self._spec.about(), self._results.items(), self._audits)
 
     @property
-    def _needed(self) -> tuple[list[list[tuple[optuna.Trial, Point]]], bool]:
-        """The rounds that the next one depends on, and whether no audit waits to be judged."""
+    def _needed(self) -> tuple[int, bool]:
+        """How many rounds the next one depends on, and whether no audit waits to be judged."""
         # Whether an audit ends the sweep is known when all of it is in.
         judged = self._auditing == 0 or self._unasked > 0
-        return (self._rounds[:-1] if judged else self._rounds), judged
+        return (max(0, len(self._rounds) - 1) if judged else len(self._rounds)), judged
 
     @property
     def ready(self) -> bool:
         """Whether the results are in that the next round depends on."""
-        return self.exhausted or all(self._complete(finished) for finished in self._needed[0])
+        waited_for = range(self._told, self._needed[0])  # those before were told when complete
+        return self.exhausted or all(self._complete(self._rounds[i]) for i in waited_for)
 
     def propose(self) -> list[tuple[int, Point]] | None:
         """The next round, as numbered points.
@@ -178,7 +179,7 @@ class Rounds:
         if not self.ready:
             return None
         needed, judged = self._needed
-        while self._told < len(needed):
+        while self._told < needed:
             self._tell(self._rounds[self._told])
             self._told += 1
         if not judged:
