@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,17 +19,26 @@ from torch import Tensor, nn
 
 from trainables.domain import InputError, Point, PointResult, Training, UnreachableError
 from trainables.dynamics.ensembles import choose as module_under_test
+from trainables.dynamics.ensembles import wide as wide_under_test
 from trainables.dynamics.ensembles.backend import Backend, Chunks, Loop, Stack
-from trainables.dynamics.ensembles.batched import Batched, Wide
+from trainables.dynamics.ensembles.batched import Batched
 from trainables.dynamics.ensembles.choose import choose
 from trainables.dynamics.ensembles.memory import most_trajectories
 from trainables.dynamics.ensembles.vectorised import Vectorised
+from trainables.dynamics.ensembles.wide import Wide, shared_product
 from trainables.ensemble_run import EnsembleRun
 from trainables.evaluate import checked_training, evaluate
-from trainables.losses import CROSS_ENTROPY, MEAN_SQUARED_ERROR, Loss
+from trainables.losses import (
+    ABSOLUTE_ERROR,
+    BINARY_CROSS_ENTROPY,
+    CROSS_ENTROPY,
+    MEAN_SQUARED_ERROR,
+    SQUARED_ERROR,
+    Loss,
+)
 from trainables.pack import PackRun
 from trainables.tasks import Task, get_task
-from trainables.trajectory import Bench, deterministic
+from trainables.trajectory import Bench, cast, deterministic
 
 
 @pytest.fixture(autouse=True)
@@ -225,7 +236,7 @@ class Chain:
         return float(F.mse_loss(outputs, targets))
 
 
-@pytest.mark.parametrize("kind", [Batched, Wide, Vectorised])
+@pytest.mark.parametrize("kind", [Batched, Vectorised])
 @pytest.mark.parametrize(
     "task",
     [Chain(), get_task("mnist-mlp", **MLP), get_task("mnist-regression", samples=6, batch_size=6)],
@@ -261,6 +272,112 @@ def test_the_exact_program_of_the_one_layer_cnn(dtype: torch.dtype, distinct: bo
     rtol, atol = (1e-12, 1e-12) if dtype == torch.float64 else (1e-5, 1e-6)
     torch.testing.assert_close(losses.double(), reference[0], rtol=rtol, atol=atol)
     torch.testing.assert_close(gradient.double(), reference[1][0], rtol=rtol, atol=atol)
+
+
+LOSSES = [
+    MEAN_SQUARED_ERROR,
+    SQUARED_ERROR,
+    ABSOLUTE_ERROR,
+    CROSS_ENTROPY,
+    BINARY_CROSS_ENTROPY,
+]
+
+
+def layered(*sizes: int, bias: bool = True) -> nn.Module:
+    """Linear layers with every activation between them that `Wide` knows."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    activations = itertools.cycle([nn.Tanh, nn.SiLU, nn.Sigmoid, nn.ReLU, nn.Identity])
+    for (a, b), activation in zip(itertools.pairwise(sizes), activations, strict=False):
+        layers += [nn.Linear(a, b, bias=bias), activation()]
+    return nn.Sequential(*layers).double()
+
+
+def drawn(count: int, sizes: Sequence[int], bias: bool) -> Stack:
+    """Parameters of some networks."""
+    torch.manual_seed(3)
+    rows = zip(*(layered(*sizes, bias=bias).parameters() for _ in range(count)), strict=True)
+    return [torch.stack([p.detach() for p in row]) for row in rows]
+
+
+def data_for(loss: Loss, samples: int, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(4)
+    inputs = torch.randn(samples, sizes[0], generator=random, dtype=torch.float64)
+    if loss is CROSS_ENTROPY:
+        return inputs, torch.randint(sizes[-1], (samples,), generator=random)
+    return inputs, torch.rand(samples, sizes[-1], generator=random, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("count", [1, 3])
+def test_wide_gradients_are_those_of_autograd(loss: Loss, bias: bool, count: int) -> None:
+    sizes = (7, 6, 5, 4, 3, 2)
+    module, stack = layered(*sizes, bias=bias), drawn(count, sizes, bias)
+    inputs, targets = data_for(loss, 11, sizes)
+    assert Wide.suits(module, torch.float32, inputs.reshape(11, 7, 1))
+    found = Wide(module, loss).gradients(stack, inputs.reshape(11, 7, 1), targets, False)
+    expected = Loop(module, loss).gradients(stack, inputs, targets, False)
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-12, atol=0)
+    for one, other in zip(found[1], expected[1], strict=True):
+        assert one.shape == other.shape
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12 * float(other.abs().max()))
+
+
+@settings(max_examples=20)
+@given(
+    loss=st.sampled_from(LOSSES[:4]),
+    features=st.sampled_from([3, 33, 200]),
+    samples=st.sampled_from([1, 5, 24, 131]),
+    chunk=st.integers(1, 20),
+    rows=st.lists(st.integers(0, 19), min_size=1, max_size=40),
+)
+def test_wide_trajectories_do_not_see_each_other(
+    loss: Loss, features: int, samples: int, chunk: int, rows: list[int]
+) -> None:
+    """To the bit: any of them, as often and in whatever order, in chunks of any size."""
+    sizes = (features, 5, 9, 3, 4)
+    stack = [p.float() for p in drawn(20, sizes, True)]
+    inputs, targets = (cast(t, torch.float32) for t in data_for(loss, samples, sizes))
+    wide = Wide(layered(*sizes), loss)
+    losses, gradients = wide.gradients(stack, inputs, targets, False)
+    part = Chunks(wide, chunk).gradients([p[rows] for p in stack], inputs, targets, False)
+    assert torch.equal(part[0], losses[rows])
+    for one, other in zip(part[1], gradients, strict=True):
+        assert torch.equal(one, other[rows])
+
+
+def test_products_are_the_same_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a processor or a PyTorch that has none."""
+    random = torch.Generator().manual_seed(0)
+    stacked = torch.randn(3, 4, 50, generator=random)
+    shared = torch.randn(6, 50, generator=random).T
+    expected = stacked.double() @ shared.double()
+    torch.testing.assert_close(
+        shared_product(stacked, shared).double(), expected, atol=1e-5, rtol=0
+    )
+    monkeypatch.setattr(wide_under_test, "_ONE_DNN", None)
+    torch.testing.assert_close(
+        shared_product(stacked, shared).double(), expected, atol=1e-5, rtol=0
+    )
+
+
+def test_what_wide_does_not_suit() -> None:
+    rows, images = torch.zeros(5, 3), torch.zeros(5, 3, 1)
+    one = nn.Linear(3, 3)
+    for module, dtype, inputs in (
+        (nn.Sequential(one), torch.float64, rows),
+        (nn.Sequential(one), torch.float32, images),
+        (nn.Sequential(one, nn.Softmax(1)), torch.float32, rows),
+        (nn.Sequential(nn.Tanh(), one), torch.float32, rows),
+        (nn.Sequential(nn.Flatten()), torch.float32, images),
+        (nn.Sequential(nn.Flatten(0), one), torch.float32, images),
+        (nn.Sequential(), torch.float32, rows),
+        (nn.Sequential(one, one), torch.float32, rows),
+        (one, torch.float64, rows),
+    ):
+        assert not Wide.suits(module, dtype, inputs)
+    assert Wide.suits(one, torch.float32, rows)
+    assert Wide.suits(nn.Sequential(nn.Flatten(), one), torch.float32, images)
 
 
 def test_what_batched_layers_do_not_fit() -> None:

@@ -37,17 +37,15 @@ class Batched:
     name: ClassVar[str] = "batched"
     #: Trajectories at a time on a processor, so that what a layer keeps stays in its cache.
     chunk: ClassVar[int] = 16
-    #: Whether layers that see one input multiply it once for all trajectories.
-    wide: ClassVar[bool] = False
 
     def __init__(self, module: nn.Module, loss: Loss) -> None:
-        self._layers = _pooled_first(list(_chain(module)))
+        self._layers = _pooled_first(list(chain(module)))
         self._loss = loss
 
     @staticmethod
     def fits(module: nn.Module) -> bool:
         """Whether a network is such a chain, each layer of it used once."""
-        layers = list(_chain(module))
+        layers = list(chain(module))
         trained = [p for layer in layers for p in layer.parameters(recurse=False)]
         return (
             all(_known(layer) for layer in layers)
@@ -61,14 +59,14 @@ class Batched:
     def losses(self, stack: Stack, inputs: Tensor, targets: Tensor, each: bool) -> Tensor:
         """See `Backend`."""
         count = len(stack[0])
-        return self._losses(*_at_least_two(stack, inputs, targets, each), each)[:count]
+        return self._losses(*at_least_two(stack, inputs, targets, each), each)[:count]
 
     def gradients(
         self, stack: Stack, inputs: Tensor, targets: Tensor, each: bool
     ) -> tuple[Tensor, list[Tensor]]:
         """See `Backend`."""
         count = len(stack[0])
-        stack, inputs, targets = _at_least_two(stack, inputs, targets, each)
+        stack, inputs, targets = at_least_two(stack, inputs, targets, each)
         leaves = [p.detach().requires_grad_() for p in stack]
         losses = self._losses(leaves, inputs, targets, each)
         gradients = torch.autograd.grad(losses.sum(), leaves)
@@ -78,6 +76,10 @@ class Batched:
         outputs = self._outputs(stack, inputs if each else inputs[None])
         if len(outputs) == 1 < len(stack[0]):  # nothing of it is trained
             outputs = outputs.expand(len(stack[0]), *outputs.shape[1:])
+        return self._values(outputs, targets, each)
+
+    def _values(self, outputs: Tensor, targets: Tensor, each: bool) -> Tensor:
+        """(trajectories,) losses of (trajectories, batch, ...) outputs."""
         if self._loss is CROSS_ENTROPY and outputs.ndim == 3 and not targets.is_floating_point():
             # Classes before samples, as the last layer left them: faster than ten at a time.
             numbers = targets if each else targets.expand(len(outputs), -1)
@@ -94,9 +96,9 @@ class Batched:
             x, layers = _front(layers, rows, x.expand(len(stack[0]), *x.shape[1:]))
         for layer in layers:
             if isinstance(layer, nn.Linear):
-                x = (_wide if self.wide and len(x) == 1 else _linear)(x, *_parameters(layer, rows))
+                x = _linear(x, *parameters_of(layer, rows))
             elif isinstance(layer, nn.Conv2d):
-                x = _convolutions(layer, x, *_parameters(layer, rows))
+                x = _convolutions(layer, x, *parameters_of(layer, rows))
             elif isinstance(layer, nn.Flatten):
                 x = x.flatten(2)
             elif isinstance(layer, ELEMENTWISE):
@@ -106,24 +108,7 @@ class Batched:
         return x
 
 
-class Wide(Batched):
-    """`Batched`, with a first layer that reads its input once for all trajectories.
-
-    In float64 the product of odd sizes is rounded otherwise where there are more trajectories.
-    """
-
-    name: ClassVar[str] = "wide"
-    chunk: ClassVar[int] = 64
-    wide: ClassVar[bool] = True
-
-    @staticmethod
-    def suits(module: nn.Module, dtype: torch.dtype) -> bool:
-        """Whether it is worth a trial."""
-        narrow = dtype in (torch.float32, torch.bfloat16)
-        return narrow and Batched.fits(module) and isinstance(next(_chain(module)), nn.Linear)
-
-
-def _at_least_two(
+def at_least_two(
     stack: Stack, inputs: Tensor, targets: Tensor, each: bool
 ) -> tuple[Stack, Tensor, Tensor]:
     """A single trajectory twice: products of one matrix round otherwise than those of several."""
@@ -137,10 +122,11 @@ def _at_least_two(
 # --------------------------------------------------------------------------- chains
 
 
-def _chain(module: nn.Module) -> Iterator[nn.Module]:
+def chain(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers of nested `nn.Sequential`s in the order of their use."""
     if isinstance(module, nn.Sequential):
         for child in module:
-            yield from _chain(child)
+            yield from chain(child)
     else:
         yield module
 
@@ -177,7 +163,8 @@ def _hooked(module: nn.Module) -> bool:
     )
 
 
-def _parameters(layer: nn.Module, rows: Iterator[Tensor]) -> tuple[Tensor, Tensor | None]:
+def parameters_of(layer: nn.Module, rows: Iterator[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias, if there is one, of the next layer of a stack."""
     weight = next(rows)
     return weight, next(rows) if layer.bias is not None else None
 
@@ -198,34 +185,6 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y if len(shape) == 1 else y.reshape(len(y), *shape, y.shape[-1])
 
 
-def _wide(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`_linear` of an input that all share, (1, ..., inputs)."""
-    y: Tensor = _WideLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias)  # type: ignore[no-untyped-call]
-    y = y.transpose(1, 2)
-    return y if x.ndim == 3 else y.reshape(len(y), *x.shape[1:-1], y.shape[-1])
-
-
-class _WideLinear(torch.autograd.Function):
-    """Linear layers of one input without gradient, as one layer with all their outputs."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """(trajectories, outputs, rows) of (rows, inputs) and (trajectories, outputs, inputs)."""
-        ctx.save_for_backward(x)
-        ctx.biased, ctx.shape = bias is not None, weight.shape
-        wide = weight.flatten(0, 1)
-        y = wide @ x.T if bias is None else torch.addmm(bias.reshape(-1, 1), wide, x.T)
-        return y.reshape(*weight.shape[:2], len(x))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor | None]:
-        """Gradients by weight and bias."""
-        (x,) = ctx.saved_tensors
-        wide = gradients[0].flatten(0, 1)
-        by_bias = wide.sum(1).reshape(ctx.shape[:2]) if ctx.biased else None
-        return None, (wide @ x).reshape(ctx.shape), by_bias
-
-
 # --------------------------------------------------------------------------- convolutions
 
 
@@ -243,7 +202,7 @@ def _front(
         if isinstance(layer, nn.Linear | nn.Flatten) or _covers(layer, first):
             break
         trained = isinstance(layer, nn.Conv2d)
-        given.append((layer, *(_parameters(layer, rows) if trained else (None, None))))
+        given.append((layer, *(parameters_of(layer, rows) if trained else (None, None))))
         first = _passed(first, given[-1], 0)
     found = [first]
     for member in range(1, len(x)):

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from trainables.domain import InputError, Mistake
 from trainables.dynamics.ensembles.backend import Backend, Chunks, Loop, Stack
-from trainables.dynamics.ensembles.batched import Batched, Wide
+from trainables.dynamics.ensembles.batched import Batched
 from trainables.dynamics.ensembles.vectorised import Vectorised
+from trainables.dynamics.ensembles.wide import Wide
 from trainables.trajectory import PROBE_SAMPLES, Bench, cast
 
 log = logging.getLogger("stabmap")
@@ -50,7 +51,7 @@ def candidates(bench: Bench) -> Iterator[Backend]:
     if exact is not None:
         yield exact()
     module = bench.network(0, torch.float64)
-    if bench.full_batch and Wide.suits(module, bench.dtype):
+    if bench.full_batch and Wide.suits(module, bench.dtype, bench.inputs):
         yield Wide(module, task.loss)
     if Batched.fits(module):
         yield Batched(module, task.loss)
