@@ -189,6 +189,62 @@ def test_distances_of_float32_runs_are_of_the_same_size() -> None:
     assert sizes[0] == pytest.approx(sizes[1], rel=0.5)
 
 
+REGULARISED: list[dict[str, Any]] = [
+    {},
+    {"momentum": 0.9, "ks": (1, 3, 5)},
+    {"optimiser": "adamw", "stabiliser": {"name": "stability", "anchor": 5}},
+    {
+        "decay": "decoupled",
+        "stabiliser": {"name": "stability", "order": "right", "track_decay": True},
+    },
+    {"stabiliser": {"name": "stability", "layers": ["hidden", "output"]}},
+    {"stabiliser": "stability-reference", "lyapunov": False},
+]
+
+
+@pytest.mark.parametrize("settings", REGULARISED)
+def test_a_regulariser_in_a_stack_does_what_it_does_alone(settings: dict[str, Any]) -> None:
+    """In float64, beside points of other strengths; to the bit the same in other company."""
+    task = get_task("mnist-mlp", **MLP, batch_size=None if settings else 8)
+    points = [Point(0.01, 2.0, 0.1), Point(0.003), Point(0.02, 20.0), Point(1e200, 1.0)]
+    given = {"steps": 24, "dtype": "float64", "seed": 3, "early": False, **settings}
+    mine = evaluate(points, task, **given)
+    loop = evaluate(points, task, backend="loop", **given)
+    plain = evaluate([Point(p.lr, 0.0, p.weight_decay) for p in points], task, **given)
+    for one, other, without in zip(mine, loop, plain, strict=True):
+        a, b, c = (r.replicates[0] for r in (one, other, without))
+        assert (a.backend, b.backend) == ("batched", "loop")
+        assert a.steps_run == b.steps_run
+        losses, expected, unlike = (r.curves["loss"].values for r in (a, b, c))
+        if one.point.lr < 1:
+            assert losses == pytest.approx(expected, rel=1e-11)
+            exponents = [r.evidence.get("lyapunov_exponent", 0.0) for r in (a, b)]
+            assert exponents[0] == pytest.approx(exponents[1], rel=1e-3, abs=1e-7)
+            if one.point.alpha:
+                assert losses != pytest.approx(unlike, rel=1e-6)
+    training = checked_training(given)
+    for together in (1, 7):
+        assert interrupted(points, task, training, together, together) == mine
+    assert evaluate(points[::-1], task, **given) == mine[::-1]
+
+
+def test_which_stabilisers_are_stacked() -> None:
+    """Those that need more of a step than its gradients are left to the loop."""
+    entropy = get_task("mnist-mlp", **MLP)
+    squares = get_task("mnist-mlp", **MLP, loss_name="squared-error")
+    for task, stabiliser, expected in (
+        (entropy, {"name": "stability"}, "wide"),
+        (squares, {"name": "stability"}, "loop"),
+        (squares, {"name": "stability", "mode": "generic"}, "wide"),
+        (entropy, {"name": "clip-norm"}, "loop"),
+        (entropy, {"name": "stablemax"}, "loop"),
+        (entropy, {"name": "stable-spam"}, "loop"),
+    ):
+        point = Point(0.01, 0.5)
+        (result,) = evaluate([point], task, steps=20, stabiliser=stabiliser)
+        assert result.replicates[0].backend == expected
+
+
 # --------------------------------------------------------------------------- backends
 
 

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from trainables.domain import Replicate
 from trainables.dynamics.distance import rel_l1_each
+from trainables.dynamics.ensembles.actions import Actions
 from trainables.dynamics.ensembles.backend import Backend
 from trainables.dynamics.ensembles.rule import StackedOptimiser
 from trainables.dynamics.lyapunov import pulled, random_like
-from trainables.dynamics.optimisers import Slots
+from trainables.dynamics.optimisers import Optimiser, Slots
 from trainables.dynamics.thresholds import preconditioner_scaling
 from trainables.dynamics.torch_optimiser import optimiser_of
 from trainables.record import Record
@@ -54,6 +55,7 @@ class EnsembleRun:
         self._parameters: list[Tensor] = []
         self._slots: list[Slots] = []
         self._gaps: list[_Gap] = []
+        self._actions = Actions(bench)
         self._rules: dict[int, StackedOptimiser] = {}
         self._size = math.sqrt(bench.roundoff)
 
@@ -80,9 +82,20 @@ class EnsembleRun:
         self._parameters, self._slots = fresh, slots
         self._records = [*self._records, *records]
         self._gaps += [_Gap() for _ in records]
+        self._start_actions(records)
         self._rules = {}
         if self.bench.training.lyapunov:
             self._restart(range(first, len(self.records)))
+
+    def _start_actions(self, records: Sequence[Record]) -> None:
+        for record in records:
+            self._actions.start(record.point, self._rules_of(record))
+
+    def _rules_of(self, record: Record) -> list[Optimiser]:
+        """The update rule of each row of a replicate."""
+        training, point = self.bench.training, record.point
+        ks = [*training.ks, *[training.ks[0]] * (self._rows - self._ks)]
+        return [optimiser_of(training, point.lr, point.weight_decay, k) for k in ks]
 
     def take_finished(self) -> list[tuple[Record, Replicate]]:
         """Judge the replicates that are done, and let them go."""
@@ -98,12 +111,13 @@ class EnsembleRun:
         return found
 
     def _keep(self, kept: Sequence[int]) -> None:
-        rows = torch.tensor([i * self._rows + j for i in kept for j in range(self._rows)])
-        rows = rows.long().to(self._parameters[0].device)
+        numbers = [i * self._rows + j for i in kept for j in range(self._rows)]
+        rows = torch.tensor(numbers).long().to(self._parameters[0].device)
         self._parameters = [p[rows] for p in self._parameters]
         self._slots = [tuple(s[rows] for s in slots) for slots in self._slots]
         self._records = [self._records[i] for i in kept]
         self._gaps = [self._gaps[i] for i in kept]
+        self._actions.keep(numbers)
         self._rules = {}
 
     # ------------------------------------------------------------- a step
@@ -115,7 +129,9 @@ class EnsembleRun:
         with torch.enable_grad():
             losses, gradients = self.backend.gradients(self._parameters, *self._batch(rows))
         before = self._parameters
+        self._actions.correct(self._ages(), before, gradients, self._slots)
         self._update(gradients)
+        self._actions.moved(before, self._parameters)
         if self.bench.training.lyapunov:
             self._pull_back()
         self._observe(before, losses, rows)
@@ -141,16 +157,15 @@ class EnsembleRun:
         training = self.bench.training
         if self._rules and training.optimiser != "adam":
             return self._rules
-        ks = [*training.ks, *[training.ks[0]] * (self._rows - self._ks)]
-        rules = [
-            optimiser_of(training, r.point.lr, r.point.weight_decay, k)
-            for r in self.records
-            for k in ks
-        ]
-        ages = [record.step for record in self.records for _ in ks]
+        rules = [rule for record in self.records for rule in self._rules_of(record)]
+        ages = self._ages()
         likes = {p.ndim: p for p in self._parameters}
         self._rules = {n: StackedOptimiser.of_rules(rules, ages, like) for n, like in likes.items()}
         return self._rules
+
+    def _ages(self) -> list[int]:
+        """Steps that each row has made."""
+        return [record.step for record in self.records for _ in range(self._rows)]
 
     # ------------------------------------------------------------- neighbours
 
@@ -179,6 +194,7 @@ class EnsembleRun:
             for slots in self._slots:
                 for s in slots:
                     s[i * self._rows + self._ks] = s[i * self._rows]
+            self._actions.pull(i * self._rows, i * self._rows + self._ks, 0.0)
             gap.distance = float(self._distances([i])[0])
 
     def _pull_back(self) -> None:
@@ -201,6 +217,8 @@ class EnsembleRun:
                 t[self._ks :: self._rows] = pulled(
                     t[:: self._rows], t[self._ks :: self._rows], factor
                 )
+        for i, f in enumerate(factor.tolist()):
+            self._actions.pull(i * self._rows, i * self._rows + self._ks, f)
         for gap, distance in zip(self._gaps, self._distances().tolist(), strict=True):
             if math.isfinite(gap.rates[-1]):
                 gap.distance = distance
@@ -288,6 +306,7 @@ class EnsembleRun:
             "parameters": [p.clone() for p in self._parameters],
             "slots": [tuple(s.clone() for s in slots) for slots in self._slots],
             "gaps": [[g.distance, g.restarts, list(g.rates)] for g in self._gaps],
+            "actions": self._actions.state_dict(),
             "records": [record.state_dict() for record in self.records],
         }
 
@@ -298,6 +317,8 @@ class EnsembleRun:
         self._slots = [tuple(s.to(device, copy=True) for s in slots) for slots in state["slots"]]
         self._gaps = [_Gap(d, n, list(rates)) for d, n, rates in state["gaps"]]
         self._records = list(records)
+        self._start_actions(records)
+        self._actions.load_state_dict(state["actions"])
         self._rules = {}
         for record, saved in zip(self.records, state["records"], strict=True):
             record.load_state_dict(saved)

@@ -184,8 +184,9 @@ class PackRun:
         """Whether nothing stands in the way of training a point in a stack."""
         training = self._bench.training
         built_in = not training.optimiser.startswith(TORCH_OPTIMISER)
+        free = point.alpha == 0 or self._bench.stabiliser.follows_gradients(self._bench.task.loss)
         # In bfloat16 a learning rate in a tensor would be rounded to three digits.
-        return point.alpha == 0 and built_in and training.dtype != "bfloat16"
+        return free and built_in and training.dtype != "bfloat16"
 
     @cached_property
     def _backend(self) -> Any:

@@ -115,6 +115,17 @@ class Stabiliser:
         """
         return True
 
+    def follows_gradients(self, loss: Loss) -> bool:
+        """Whether it looks at nothing but parameters, gradients of the loss, and updates.
+
+        Then a trajectory that it acts on can be trained in a stack. It must neither forget the
+        optimiser's state nor change directions.
+
+        Args:
+            loss: the task's.
+        """
+        return False
+
     def mistakes(self, task: Task, training: Training) -> Iterable[Mistake]:
         """Why this stabiliser cannot act on this task with this training."""
         return ()

@@ -39,6 +39,7 @@ from trainables.dynamics.layers import (
     top_singular_pair,
 )
 from trainables.dynamics.stabilisers.base import Action, Setting, Stabiliser, Step
+from trainables.losses import Loss
 from trainables.options import as_names, choice, flag, layer_names
 from trainables.tasks import Task
 
@@ -210,6 +211,11 @@ class Stability(Stabiliser):
             yield Mistake(
                 "stabiliser.anchor", anchor, "never, epoch or a number of steps >= 1", "use never"
             )
+
+    def follows_gradients(self, loss: Loss) -> bool:
+        """Where V is a dry run of the step."""
+        several = self.layers is not None and len(self.layers) > 1
+        return self.mode == "generic" or several or loss.output_gradient is None
 
     def mistakes(self, task: Task, training: Training) -> Iterable[Mistake]:
         """Layers that there are not, a mode that the task does not allow, a decay that is none."""
