@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -383,15 +383,17 @@ def test_wide_gradients_are_those_of_autograd(loss: Loss, bias: bool, count: int
 @given(
     loss=st.sampled_from(LOSSES[:4]),
     features=st.sampled_from([3, 33, 200]),
+    width=st.sampled_from([1, 5]),
     samples=st.sampled_from([1, 5, 24, 131]),
     chunk=st.integers(1, 20),
     rows=st.lists(st.integers(0, 19), min_size=1, max_size=40),
 )
+@example(MEAN_SQUARED_ERROR, 33, 1, 24, 1, [4])  # one matrix with one row goes another way
 def test_wide_trajectories_do_not_see_each_other(
-    loss: Loss, features: int, samples: int, chunk: int, rows: list[int]
+    loss: Loss, features: int, width: int, samples: int, chunk: int, rows: list[int]
 ) -> None:
     """To the bit: any of them, as often and in whatever order, in chunks of any size."""
-    sizes = (features, 5, 9, 3, 4)
+    sizes = (features, width, 9, 3, 4)
     stack = [p.float() for p in drawn(20, sizes, True)]
     inputs, targets = (cast(t, torch.float32) for t in data_for(loss, samples, sizes))
     wide = Wide(layered(*sizes), loss)

@@ -97,6 +97,7 @@ class Wide(Batched):
             losses = self._values(outputs.transpose(1, 2), targets, each)
             (gradient,) = torch.autograd.grad(losses.sum(), outputs)
         with torch.no_grad():
+            # In one layout, whatever the loss made of it.
             gradients = self._backward(stack, seen, gradient.contiguous())
         return losses.detach()[:count], [g[:count] for g in gradients]
 
