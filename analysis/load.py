@@ -11,6 +11,7 @@ from pathlib import Path
 
 from analysis.map import MAP_FILE, StabilityMap
 from trainables.domain import InputError, Mistake, StabmapError, UnreachableError
+from trainables.domain import redacted as redacted
 
 #: Folder that holds the map: of the parent run's artifacts, and in the folder of a sweep.
 ARTIFACT_FOLDER = "map"
@@ -18,19 +19,13 @@ ARTIFACT_FOLDER = "map"
 
 def home() -> Path:
     """The user's folder: STABMAP_HOME, or ~/.stabmap."""
-    return Path(os.environ.get("STABMAP_HOME") or "~/.stabmap").expanduser()
+    return Path(os.path.expanduser(os.environ.get("STABMAP_HOME") or "~/.stabmap"))
 
 
 def default_tracking_uri(folder: Path | None = None) -> str:
     """MLFLOW_TRACKING_URI, or a sqlite file in the user's folder."""
     named = os.environ.get("MLFLOW_TRACKING_URI")
     return named or f"sqlite:///{(folder or home()) / 'mlflow.db'}"
-
-
-def redacted(text: str) -> str:
-    """A text without the user names, passwords and tokens of the addresses in it."""
-    text = re.sub(r"://[^/\s]*@", "://***@", text)
-    return re.sub(r"(?i)((?:password|token)=)[^&\s]*", r"\1***", text)
 
 
 def load_map(sweep: str | Path, tracking_uri: str | None = None) -> StabilityMap:
@@ -50,17 +45,20 @@ def load_map(sweep: str | Path, tracking_uri: str | None = None) -> StabilityMap
         UnreachableError: MLflow does not answer.
         StabmapError: the file is a map of another version.
     """
-    path = Path(sweep).expanduser()
-    if not path.exists() and re.fullmatch("[0-9a-f]{16}", str(sweep)):
+    path = Path(os.path.expanduser(sweep))
+    if not os.path.exists(path) and re.fullmatch("[0-9a-f]{16}", str(sweep)):
         kept = home() / "sweeps" / str(sweep)
         path = kept if kept.is_dir() else path
     for place in (path / MAP_FILE, path / ARTIFACT_FOLDER / MAP_FILE):
-        if path.is_dir() and place.exists():
+        if os.path.isdir(path) and place.exists():
             return StabilityMap.read_parquet(place)
-    if path.is_file():
+    if os.path.isfile(path):
         return StabilityMap.read_parquet(path)
-    if path.is_dir() or os.sep in str(sweep):
+    if os.path.isdir(path) or os.sep in str(sweep):
         raise InputError([_no_sweep(str(sweep), f"there is no {MAP_FILE} there")])
+    if not re.fullmatch("[0-9A-Za-z_-]{1,64}", str(sweep)):
+        # It goes into addresses and folder names of MLflow's.
+        raise InputError([_no_sweep(str(sweep), "ids have letters, digits, _ and - only")])
     return _from_mlflow(str(sweep), tracking_uri or default_tracking_uri())
 
 
@@ -104,6 +102,8 @@ def _from_mlflow(run_id: str, tracking_uri: str) -> StabilityMap:
         client.get_run(run_id)
         with tempfile.TemporaryDirectory() as folder, _without_progress_bars():
             local = client.download_artifacts(run_id, f"{ARTIFACT_FOLDER}/{MAP_FILE}", folder)
+            if not Path(local).resolve().is_relative_to(Path(folder).resolve()):
+                raise UnreachableError(f"MLflow at {shown} put {MAP_FILE} where it does not belong")
             return StabilityMap.read_parquet(Path(local))
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):

@@ -117,6 +117,12 @@ def _median(values: list[float]) -> float | None:
     return float(np.median(values))
 
 
+def _no_map(path: Path, error: Exception) -> InputError:
+    law = f"not a stability map ({type(error).__name__})"
+    remedy = "give a folder or file that export wrote, or the id of a sweep"
+    return InputError([Mistake("sweep", str(path), law, remedy)])
+
+
 COLUMNS = [
     "number",
     *AXIS_NAMES,
@@ -362,21 +368,25 @@ class StabilityMap:
             InputError: the file is no map.
             StabmapError: it is one of another schema.
         """
+        # Anybody may have written the file: whatever is wrong with it, it is no map.
+        broken = (OSError, KeyError, ValueError, TypeError, AttributeError)
         try:
             table = pq.read_table(path)
             about = json.loads((table.schema.metadata or {})[b"stabmap"])
-        except (OSError, KeyError, ValueError) as error:
-            remedy = "give a folder or file that export wrote, or the id of a sweep"
-            law = f"not a stability map ({type(error).__name__})"
-            raise InputError([Mistake("sweep", str(path), law, remedy)]) from error
-        version = about.pop("schema_version")
+            version = about.pop("schema_version")
+        except broken as error:
+            raise _no_map(path, error) from error
         if version != SCHEMA_VERSION:
             raise StabmapError(
                 f"{path}: map schema {version}, but this stabmap reads {SCHEMA_VERSION}; "
                 "use the stabmap version that wrote it"
             )
-        axes = tuple(Axis(name=name, **about["axes"][name]) for name in AXIS_NAMES)
-        return cls(axes, table.to_pandas(), about)
+        try:
+            axes = tuple(Axis(name=name, **about["axes"][name]) for name in AXIS_NAMES)
+            table.select(COLUMNS)
+            return cls(axes, table.to_pandas(), about)
+        except broken as error:
+            raise _no_map(path, error) from error
 
     def export(self, folder: str | Path) -> list[Path]:
         """Write the map to a folder, as `map.parquet` (for `load_map`) and `map.json`.

@@ -19,6 +19,9 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from trainables.messages import HIDDEN, SECRET_WORD, printable, shortened, shown
+from trainables.messages import redacted as redacted  # for `analysis`, which knows only this module
+
 AXIS_NAMES = ("lr", "alpha", "weight_decay")
 DtypeName = Literal["float32", "float64", "bfloat16", "tfloat32"]
 OptimiserName = Literal["sgd", "nesterov", "adam", "adamw", "rmsprop", "adadelta"]
@@ -44,6 +47,11 @@ ADAPTIVE = {"adam": (0.999, 1e-8), "rmsprop": (0.99, 1e-8), "adadelta": (0.9, 1e
 
 #: k x gradient must stay far from the largest float32.
 LARGEST_K = 2**20
+MOST_KS = 64
+
+#: More would fill the memory before the first step, or never end.
+MOST_SEEDS = 10_000
+MOST_STEPS = 10**9
 
 #: Where the extra level 0 of a log or linear axis lies in unit coordinates: just below the axis,
 #: because behaviour at weight_decay -> 0 goes over into behaviour at 0 without a jump.
@@ -63,7 +71,14 @@ class Mistake:
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.field} = {self.value!r}: {self.law}; {self.remedy}"
+        """One printable line of fewer than 1,000 characters, without secrets."""
+        hidden = re.fullmatch(rf"(?i)(.*[._-])?{SECRET_WORD}", self.field)
+        texts = (self.field, HIDDEN if hidden else shown(self.value), self.law, self.remedy)
+        parts = (
+            shortened(printable(redacted(text)), length)
+            for text, length in zip(texts, (100, 405, 250, 230), strict=True)
+        )
+        return "{} = {}: {}; {}".format(*parts)
 
 
 class StabmapError(Exception):
@@ -428,6 +443,10 @@ class Training:
 
     def _ks_mistakes(self) -> Iterable[Mistake]:
         broken = False
+        if len(self.ks) > MOST_KS:
+            law = f"a list of at most {MOST_KS} integers"
+            yield Mistake("ks", f"{len(self.ks)} numbers", law, "use ks: [1, 3]")
+            return
         for k in self.ks:
             if not _is_integer(k) or not 1 <= k <= LARGEST_K:
                 broken = True
@@ -454,15 +473,16 @@ class Training:
             )
 
     def _number_mistakes(self) -> Iterable[Mistake]:
-        if not _is_integer(self.seeds) or self.seeds < 1:
-            yield Mistake("seeds", self.seeds, "number of replicates >= 1", "use seeds: 1")
+        if not _is_integer(self.seeds) or not 1 <= self.seeds <= MOST_SEEDS:
+            law = f"number of replicates >= 1, and at most {MOST_SEEDS}"
+            yield Mistake("seeds", self.seeds, law, "use seeds: 1")
         if not _is_integer(self.seed) or not -(2**63) <= self.seed < 2**63:
             yield Mistake("seed", self.seed, "an integer of 64 bits", "use seed: 0")
-        if not _is_integer(self.steps) or self.steps < 20:
+        if not _is_integer(self.steps) or not 20 <= self.steps <= MOST_STEPS:
             yield Mistake(
                 "steps",
                 self.steps,
-                "steps >= 20 (the verdict looks at the last tenth)",
+                f"steps >= 20 (the verdict looks at the last tenth), and at most {MOST_STEPS}",
                 "use a few hundred",
             )
         for name, example in (("momentum", "0, or 0.9"), ("beta2", "0.999")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def _full(data_root: str) -> tuple[Images, Images]:
     sets = []
     for train in (True, False):
         try:
-            data = MNIST(Path(data_root).expanduser(), train=train, download=False)
+            data = MNIST(os.path.expanduser(data_root), train=train, download=False)
         except (RuntimeError, OSError) as error:
             raise InputError([missing(data_root)]) from error
         sets.append((data.data.numpy() / 255.0, data.targets.numpy().astype(np.int64)))
@@ -66,7 +67,7 @@ def root_mistakes(data_root: object) -> list[Mistake]:
     """Mistakes in a data root, found without reading the data."""
     if data_root is None:
         return []
-    raw = Path(str(data_root)).expanduser() / "MNIST" / "raw"
+    raw = Path(os.path.expanduser(str(data_root))) / "MNIST" / "raw"
     names = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte")
-    here = all((raw / name).exists() or (raw / f"{name}.gz").exists() for name in names)
+    here = all(os.path.exists(raw / name) or os.path.exists(raw / f"{name}.gz") for name in names)
     return [] if here else [missing(str(data_root))]

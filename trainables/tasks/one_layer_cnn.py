@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainables.domain import InputError
+from trainables.domain import InputError, Mistake
 from trainables.losses import BINARY_CROSS_ENTROPY, Loss
 from trainables.options import whole
 
@@ -88,6 +88,10 @@ class PooledConvolutions:
         return (responses * logistic * self._weights.to(kernels)).sum(1)
 
 
+#: Of all patches together where none are summed up: 1 GiB.
+MOST_ENTRIES = 2**27
+
+
 def _logistic(x: Tensor) -> Tensor:
     """1 / (1 + exp(-x)): on a CPU torch's sigmoid rounds the last few entries otherwise."""
     return 1 / (1 + torch.exp(-x))
@@ -131,6 +135,11 @@ class OneLayerCNN:
         ]
         if not mistakes:
             mistakes += whole("task.kernel", self.kernel, 1, self.image - 1)
+        if not mistakes and not self.distinct:
+            entries = ((self.image - self.kernel + 1) * self.kernel) ** 2
+            if entries > MOST_ENTRIES:
+                law = f"every patch apart makes {entries:,} numbers, more than {MOST_ENTRIES:,}"
+                mistakes.append(Mistake("task.distinct", False, law, "use distinct: true"))
         if mistakes:
             raise InputError(mistakes)
 
