@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from trainables.dynamics.perturbed_k import PerturbedK
     from trainables.dynamics.stabilisers import get_stabiliser, stabiliser_names
     from trainables.evaluate import evaluate
-    from trainables.tasks import Task, get_task, task_names
+    from trainables.tasks import Task, get_task, load_tasks, task_names
 
 
 def _check_neighbours() -> None:
@@ -89,6 +89,7 @@ _PLACES = {
     "get_task": "trainables.tasks",
     "load_map": "analysis.load",
     "load_spec": "sweeps.spec",
+    "load_tasks": "trainables.tasks",
     "run_sweep": "sweeps.runner",
     "stabiliser_names": "trainables.dynamics.stabilisers",
     "task_names": "trainables.tasks",
@@ -121,6 +122,7 @@ __all__ = [
     "get_task",
     "load_map",
     "load_spec",
+    "load_tasks",
     "run_sweep",
     "stabiliser_names",
     "task_names",

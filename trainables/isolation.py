@@ -17,6 +17,7 @@ from trainables.domain import Point, PointResult, StabmapError, Training
 from trainables.dynamics.ensembles.choose import choose
 from trainables.pack import PackRun
 from trainables.tasks import Task, get_task
+from trainables.tasks.from_files import Source, register, source_of
 from trainables.trajectory import Bench
 
 #: Seconds until a neighbour must have begun to train.
@@ -115,9 +116,8 @@ def _neighbour(
     """Another process that trains on the same device all the while."""
     context = multiprocessing.get_context("spawn")
     begun = context.Event()
-    process = context.Process(
-        target=_train_on, args=(name, options, training, list(points), begun), daemon=True
-    )
+    arguments = (name, source_of(name), options, training, list(points), begun)
+    process = context.Process(target=_train_on, args=arguments, daemon=True)
     process.start()
     try:
         if not begun.wait(PATIENCE) or not process.is_alive():
@@ -131,8 +131,15 @@ def _neighbour(
 
 
 def _train_on(
-    name: str, options: dict[str, Any], training: Training, points: list[Point], begun: Event
+    name: str,
+    source: Source | None,
+    options: dict[str, Any],
+    training: Training,
+    points: list[Point],
+    begun: Event,
 ) -> None:
+    if source is not None:
+        register(source)
     parent = os.getppid()
     while os.getppid() == parent:
         pack = PackRun(points, get_task(name, **options), training)

@@ -15,6 +15,7 @@ from trainables.domain import InputError, NotReproducibleError, Point, Training
 from trainables.evaluate import check_reproducible
 from trainables.pack import PackRun
 from trainables.tasks import get_task
+from trainables.tasks.from_files import Source, register
 
 #: Wall time between two reports of a pack; results are durable once reported.
 REPORT_SECONDS = 1.0
@@ -25,7 +26,8 @@ PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT,
 class PackTrainable(tune.Trainable):
     """Trains the points of one pack and reports each result once.
 
-    The configuration holds plain JSON values: `task` (name and options), `training` (the fields of
+    The configuration holds plain JSON values: `task` (name and options), `source` (the file of a
+    task that is not installed, as `Source.to_dict` writes it, or None), `training` (the fields of
     `Training`), `points` (lists of lr, alpha, weight_decay), `first` (number of each point's first
     replicate), `numbers` (the points' numbers in the sweep) and `check` (whether to check first
     that the training repeats itself to the bit).
@@ -48,6 +50,8 @@ class PackTrainable(tune.Trainable):
         """The pack, made when it is first needed: a task that cannot be made is to be reported."""
         if self._pack is None:
             config: dict[str, Any] = self.config
+            if config.get("source"):
+                register(Source(**config["source"]))
             options = dict(config["task"])
             task = get_task(options.pop("name"), **options)
             training = Training(**config["training"])

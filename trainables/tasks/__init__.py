@@ -1,19 +1,22 @@
 """Tasks: a model, its data, its loss and its metric, found by name.
 
 A task is a frozen dataclass whose fields are its options. To add one, write a file with such a
-class and name it under the entry-point group `stabmap.tasks`; nothing else changes.
+class and name it under the entry-point group `stabmap.tasks`; nothing else changes. Or name the
+file to `load_tasks`: then the task travels with the sweep.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from trainables.losses import Loss
 from trainables.options import construct, unknown_name
+from trainables.tasks.from_files import load_source, registered
 
 GROUP = "stabmap.tasks"
 
@@ -73,7 +76,25 @@ def _installed() -> dict[str, Any]:
 
 def task_names() -> tuple[str, ...]:
     """Names of all tasks that `get_task` finds, sorted."""
-    return tuple(sorted({*BUILT_IN, *_installed()}))
+    return tuple(sorted({*BUILT_IN, *_installed(), *registered()}))
+
+
+def load_tasks(path: str | Path) -> tuple[str, ...]:
+    """Make the tasks of a Python file known by their names, in this process.
+
+    The file is executed. It is one module that imports only what is installed; its text is sent to
+    the workers of a sweep, and a changed text is another sweep.
+
+    Args:
+        path: the file. Loading it again takes its changes over.
+
+    Returns:
+        The names of its tasks.
+
+    Raises:
+        InputError: the file cannot be read or imported, holds no task, or one whose name is taken.
+    """
+    return load_source(path, tuple(sorted({*BUILT_IN, *_installed()})))
 
 
 def task_class(name: str) -> type[Any]:
@@ -86,6 +107,8 @@ def task_class(name: str) -> type[Any]:
 
     if name in BUILT_IN:
         return resolve_name(BUILT_IN[name])  # type: ignore[no-any-return]
+    if name in registered():
+        return registered()[name]
     if name in _installed():
         return _installed()[name].load()  # type: ignore[no-any-return]
     raise unknown_name("task", "task", name, task_names())
