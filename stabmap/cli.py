@@ -10,12 +10,16 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trainables import __version__
 from trainables.domain import AXIS_NAMES, InputError, Mistake, StabmapError, unknown_axis
+from trainables.messages import printable, redacted
+
+if TYPE_CHECKING:
+    from sweeps.spec import SweepSpec
 
 app = typer.Typer(
     help="Maps of where training is stable, restrained or divergent.",
@@ -28,6 +32,10 @@ SpecPath = Annotated[str, typer.Argument(help="YAML file, or the name of a prese
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--override", "-o", help="A value by its path, such as -o budget.points=128."),
+]
+TaskFiles = Annotated[
+    list[str] | None,
+    typer.Option("--tasks", help="A Python file with tasks of your own; it is executed."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON line for programs.")]
 Sweep = Annotated[
@@ -68,7 +76,7 @@ def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
                 print(f"error: {mistake}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
         except StabmapError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(redacted(str(error)))}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
@@ -81,6 +89,7 @@ def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
 def run(
     spec: SpecPath,
     override: Overrides = None,
+    tasks: TaskFiles = None,
     address: Annotated[
         str, typer.Option(help="Where Ray runs: local, auto, or host:port of a cluster.")
     ] = "local",
@@ -91,9 +100,7 @@ def run(
 
     Examples: stabmap run mnist-mlp; stabmap run sweep.yaml -o budget.points=256 -o steps=800
     """
-    from sweeps.spec import load_spec, parse_overrides
-
-    loaded = load_spec(spec, parse_overrides(override or ()))
+    loaded = _loaded(spec, override, tasks)
     if not quiet:
         for note in loaded.notes:
             print(f"note: {note}", file=sys.stderr)
@@ -106,6 +113,7 @@ def run(
         "run",
         spec,
         *(word for text in override or () for word in ("-o", text)),
+        *(word for path in tasks or () for word in ("--tasks", path)),
     ]
     again += ["--address", address] if address != "local" else []
     if not as_json:
@@ -131,6 +139,23 @@ def run(
     code = {"complete": 0, "short": 3, "interrupted": 130}[outcome.ending]
     if code:
         raise typer.Exit(code)
+
+
+def _loaded(spec: str, override: list[str] | None, tasks: list[str] | None) -> SweepSpec:
+    """The spec that a command names, with the tasks that it may ask for."""
+    from sweeps.spec import load_spec, parse_overrides
+
+    _load(tasks)
+    return load_spec(spec, parse_overrides(override or ()))
+
+
+def _load(tasks: list[str] | None) -> None:
+    """Make the tasks of files known."""
+    if tasks:
+        from trainables.tasks import load_tasks
+
+        for path in tasks:
+            load_tasks(path)
 
 
 def _report(outcome: Any) -> None:
@@ -163,15 +188,19 @@ def _program(name: str) -> str:
 
 @app.command()
 @_plain_errors
-def show(spec: SpecPath, override: Overrides = None, as_json: AsJson = False) -> None:
+def show(
+    spec: SpecPath,
+    override: Overrides = None,
+    tasks: TaskFiles = None,
+    as_json: AsJson = False,
+) -> None:
     """Check a spec; print it with all defaults, its hash and what it will cost. Runs nothing."""
     import yaml
 
-    from sweeps.spec import load_spec, parse_overrides
     from trainables.cost import estimate
     from trainables.tasks import get_task
 
-    loaded = load_spec(spec, parse_overrides(override or ()))
+    loaded = _loaded(spec, override, tasks)
     task = get_task(loaded.task_name, **loaded.task_options)
     cost = estimate(task, loaded.training, loaded.budget.points, _workers(loaded))
     if as_json:
@@ -193,11 +222,13 @@ def doctor(
         bool, typer.Option("--isolation", help="Train points alone and in company, and compare.")
     ] = False,
     override: Overrides = None,
+    tasks: TaskFiles = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what is installed here; with --isolation, whether results depend on their neighbours."""
+    _load(tasks)
     found: dict[str, Any] = {"versions": _versions(), "gpus": _gpus()}
-    checked = _isolation(spec, override) if isolation else None
+    checked = _isolation(spec, override, tasks) if isolation else None
     if checked is not None:
         found["isolation"] = checked.to_dict()
     if as_json:
@@ -228,12 +259,11 @@ def _gpus() -> list[str]:
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
-def _isolation(spec: str, override: list[str] | None) -> Any:
+def _isolation(spec: str, override: list[str] | None, tasks: list[str] | None) -> Any:
     from sweeps.search.designs import SobolDesign
-    from sweeps.spec import load_spec, parse_overrides
     from trainables.isolation import check_isolation
 
-    loaded = load_spec(spec, parse_overrides(override or ()))
+    loaded = _loaded(spec, override, tasks)
     design = SobolDesign(loaded.space, loaded.seed)
     points = list(dict.fromkeys(design[i] for i in range(4)))
     return check_isolation(loaded.task_name, loaded.task_options, loaded.training, points)

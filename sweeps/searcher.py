@@ -89,6 +89,7 @@ class PackSearcher(Searcher):
         self._checker = self._checker or trial_id
         return {
             "task": {"name": self._spec.task_name, **self._spec.task_options},
+            "source": self._spec.source and self._spec.source.to_dict(),
             "training": asdict(self._spec.training),
             "numbers": [number for number, _ in pack],
             "points": [[p.lr, p.alpha, p.weight_decay] for _, p in pack],

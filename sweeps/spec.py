@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields, replace
@@ -14,10 +15,11 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError
 
 from analysis.load import home
+from sweeps.plain_values import plain
+from sweeps.plain_yaml import DEEPEST, NotPlain, parse, read_text
 from trainables import __version__
 from trainables.domain import (
     AXIS_NAMES,
@@ -32,15 +34,26 @@ from trainables.domain import (
     nearest,
     unknown_axis,
 )
+from trainables.messages import shown
 
 if TYPE_CHECKING:
     from trainables.dynamics.stabilisers import Stabiliser
     from trainables.tasks import Task
+    from trainables.tasks.from_files import Source
 
 #: One point in so many of a budget belongs to the audit, unless the spec says otherwise.
 AUDIT_SHARE = 8
 #: The stabiliser of a sweep whose alpha is held at 0, where each of them does nothing.
 NO_STABILISER = "none"
+
+#: Characters of a name; MLflow's databases cut longer ones.
+LONGEST_TITLE = 200
+#: Beyond these a sweep would fill the memory before it begins.
+MOST_POINTS = 2**53
+MOST_AT_ONCE = 10_000
+MOST_ON_GRID = 1_000_000
+#: More mistakes than these are counted instead of listed.
+MOST_MISTAKES = 50
 
 Built = TypeVar("Built")
 
@@ -209,6 +222,13 @@ class SweepSpec(_Part):
         assert self.task.name is not None
         return self.task.name
 
+    @cached_property
+    def source(self) -> Source | None:
+        """The file of the task, as `load_tasks` read it; None for a task that is installed."""
+        from trainables.tasks.from_files import source_of
+
+        return source_of(self.task_name)
+
     @property
     def task_options(self) -> dict[str, Any]:
         """The task's own options as given."""
@@ -286,6 +306,7 @@ class SweepSpec(_Part):
         The stabiliser is `none` where alpha is held at 0, whatever stabiliser is named.
         """
         none = {} if self.stabilised else {"stabiliser": {"name": NO_STABILISER}}
+        file = {"source": self.source.hash} if self.source else {}
         axes = {a.name: {k: v for k, v in asdict(a).items() if k != "name"} for a in self.space}
         # A budget that grows begins with the same search, and its longer audit like the shorter.
         unused = {"audit"}
@@ -297,6 +318,7 @@ class SweepSpec(_Part):
             "training": self._trained() | none,
             "search": self.search.model_dump(mode="json", exclude=unused),
             "stabmap": __version__,
+            **file,
         }
 
     @cached_property
@@ -321,20 +343,30 @@ def load_spec(
     Raises:
         InputError: with every mistake that was found, each with field, value, law and remedy.
     """
-    raw = _with_text_keys(source if isinstance(source, Mapping) else _read(source))
-    mistakes = [m for path, value in (overrides or {}).items() for m in _override(raw, path, value)]
+    given, echoes = plain(source if isinstance(source, Mapping) else _read(source))
+    mistakes = [m for path, v in (overrides or {}).items() for m in _override(given, path, v)]
+    raw, found = plain(given)
+    mistakes = [*echoes, *mistakes, *found]
+    left_out = {".".join(m.field.split(".")[:2]) for m in (*echoes, *found)}
     spec, found, unread = _parse(raw)
+    unread |= left_out
     mistakes += found
     # A law about a part of which something could not be read would only echo that mistake.
     laws = (m for m in _laws(spec) if not any(_related(m.field, p) for p in unread))
     mistakes += [_as_written(m, raw) for m in laws]
+    if len(mistakes) > MOST_MISTAKES:
+        law, remedy = f"only the first {MOST_MISTAKES} are shown", "mend these first"
+        more = Mistake("spec", f"{len(mistakes)} mistakes", law, remedy)
+        mistakes = [*mistakes[:MOST_MISTAKES], more]
     if mistakes:
         raise InputError(mistakes)
+    spec.source  # noqa: B018 - as it is now: the file may be loaded again before the sweep begins
     return spec
 
 
 def _related(field: str, other: str) -> bool:
     """Whether one field is the other or lies in it."""
+    field = field.replace("[", ".").replace("]", "")
     return (field + ".").startswith(other + ".") or (other + ".").startswith(field + ".")
 
 
@@ -344,12 +376,6 @@ def _as_written(mistake: Mistake, raw: Mapping[str, Any]) -> Mistake:
     if (axes, last) == ("axes", "value") and not isinstance(raw["axes"][name], Mapping):
         return replace(mistake, field=f"axes.{name}")
     return mistake
-
-
-def _with_text_keys(raw: Any) -> Any:
-    if isinstance(raw, Mapping):
-        return {str(key): _with_text_keys(value) for key, value in raw.items()}
-    return copy.deepcopy(raw)
 
 
 def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
@@ -368,9 +394,10 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
             )
             continue
         try:
-            overrides[path.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            mistakes.append(Mistake("-o", text, "the value is no YAML", "quote it"))
+            overrides[path.strip()] = parse(value)
+        except NotPlain as error:
+            law = "the value is no YAML" if error.__cause__ else f"the value: {error.law}"
+            mistakes.append(Mistake("-o", text, law, "quote it"))
     if mistakes:
         raise InputError(mistakes)
     return overrides
@@ -383,41 +410,29 @@ def preset_names() -> tuple[str, ...]:
 
 
 def _read(source: str | Path) -> dict[str, Any]:
-    path = Path(source).expanduser()
-    if not path.is_file() and str(source) in preset_names():
-        text = (resources.files("sweeps") / "presets" / f"{source}.yaml").read_text("utf-8")
-    else:
-        try:
-            text = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            names = ", ".join(preset_names())
-            raise InputError(
-                [
-                    Mistake(
-                        "spec",
-                        str(source),
-                        "cannot be read as a file",
-                        f"give the path of a YAML file, or a preset: {names}",
-                    )
-                ]
-            ) from error
     try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}" if mark is not None else "unreadable characters"
-        raise InputError(
-            [Mistake("spec", str(source), f"is no YAML ({where})", "mend that line")]
-        ) from error
+        if not os.path.isfile(os.path.expanduser(source)) and str(source) in preset_names():
+            text = (resources.files("sweeps") / "presets" / f"{source}.yaml").read_text("utf-8")
+        else:
+            text = read_text(source)
+        raw = parse(text)
+    except OSError as error:
+        law = "cannot be read as a file"
+        remedy = f"give the path of a YAML file, or a preset: {', '.join(preset_names())}"
+        raise InputError([Mistake("spec", str(source), law, remedy)]) from error
+    except NotPlain as error:
+        raise InputError([Mistake("spec", str(source), error.law, error.remedy)]) from error
     if not isinstance(raw, dict):
-        raise InputError(
-            [Mistake("spec", str(source), "holds no mapping", "begin with task: and axes:")]
-        )
+        law, remedy = "holds no mapping", "begin with task: and axes:"
+        raise InputError([Mistake("spec", str(source), law, remedy)])
     return raw
 
 
 def _override(raw: dict[str, Any], path: str, value: Any) -> list[Mistake]:
     *parents, last = path.split(".")
+    if not all((*parents, last)) or len(parents) >= DEEPEST:
+        law, remedy = "a path is names with single dots between", "write -o budget.points=64"
+        return [Mistake(path, value, law, remedy)]
     place = raw
     for depth, parent in enumerate(parents):
         inner = place.get(parent)
@@ -431,12 +446,12 @@ def _override(raw: dict[str, Any], path: str, value: Any) -> list[Mistake]:
                 Mistake(
                     path,
                     value,
-                    f"{here} is {inner!r}, which has no parts",
+                    f"{here} is {shown(inner)}, which has no parts",
                     f"override {here} as a whole",
                 )
             ]
         place = inner
-    place[last] = _with_text_keys(value)
+    place[last] = value
     return []
 
 
@@ -457,7 +472,8 @@ def _parse(raw: Mapping[str, Any]) -> tuple[SweepSpec, list[Mistake], set[str]]:
                 unread.add(".".join(place[:2]) if place[0] == "axes" else field)
             _drop(rest, place)
         # A choice of types gives a mistake a type: the one that came furthest says most.
-        mistakes = [m for f, m in found.items() if not any(o.startswith(f + ".") for o in found)]
+        parts = {f[:i] for f in found for i, c in enumerate(f) if c == "."}
+        mistakes = [m for f, m in found.items() if f not in parts]
         spec, more, parts = _parse(rest)
         return spec, [*mistakes, *more], unread | parts
 
@@ -596,14 +612,25 @@ def _laws(spec: SweepSpec) -> Iterable[Mistake]:
         yield from _stabiliser_laws(spec, axes["alpha"], task, training, [*wrong, *wrong_task])
     yield from _search_laws(spec, list(axes.values()))
     yield from _budget_laws(spec)
-    if re.search(r"://[^/]*:[^/]*@|(?i:password|token)=", spec.tracking.address or ""):
-        yield Mistake(
-            "tracking.address",
-            "(hidden)",
-            "a password does not belong in a spec",
-            "set the environment variable MLFLOW_TRACKING_URI instead",
-        )
+    yield from _name_laws(spec)
     yield from _resource_laws(spec)
+
+
+def _name_laws(spec: SweepSpec) -> Iterable[Mistake]:
+    """Names that become those of runs and files: none may lead out of a folder."""
+    names = {"name": spec.name, "tracking.experiment": spec.tracking.experiment}
+    for field, name in names.items():
+        if name is None:
+            continue
+        if not 0 < len(name.strip()) <= len(name) <= LONGEST_TITLE:
+            law = f"1 to {LONGEST_TITLE} characters"
+            yield Mistake(field, name, law, f"write {_example(field.split('.'))}")
+        elif ".." in re.split(r"[/\\]", name) or (field == "name" and re.search(r"[/\\]", name)):
+            law = "a name is no path" if field == "name" else "no part of the name is .."
+            yield Mistake(field, name, law, f"write {_example(field.split('.'))}")
+    if not spec.folder or os.path.expanduser(spec.folder).startswith("~"):
+        law = "names no folder" if not spec.folder else "there is no such user"
+        yield Mistake("folder", spec.folder, law, "write the path of a folder, or leave it out")
 
 
 def _axes_laws(spec: SweepSpec) -> Any:
@@ -745,27 +772,46 @@ def _stabiliser_laws(
 
 def _search_laws(spec: SweepSpec, axes: list[Axis]) -> Iterable[Mistake]:
     search = spec.search
-    if search.batch < 1:
-        yield Mistake("search.batch", search.batch, "points a round >= 1", "use 8")
-    if search.startup is not None and search.startup < 1:
-        yield Mistake("search.startup", search.startup, "points >= 1", "leave it out")
-    if search.replicates < 1:
-        yield Mistake("search.replicates", search.replicates, "trainings a point >= 1", "use 3")
+    yield from _count("search.batch", search.batch, "points a round", "use 8")
+    yield from _count("search.startup", search.startup, "points", "leave it out")
+    yield from _count("search.replicates", search.replicates, "trainings a point", "use 3")
     yield from _audit_laws(spec)
     levels = search.levels if isinstance(search.levels, dict) else {"lr": search.levels}
     for name, count in levels.items():
         field = f"search.levels.{name}" if isinstance(search.levels, dict) else "search.levels"
         if name not in AXIS_NAMES:
             yield unknown_axis(field, name, count)
-        elif count < 2:
-            yield Mistake(field, count, "grid levels of a free axis >= 2", "use 8")
+        elif not 2 <= count <= MOST_AT_ONCE:
+            law = f"grid levels of a free axis >= 2, and at most {MOST_AT_ONCE}"
+            yield Mistake(field, count, law, "use 8")
+    if search.method == "grid":
+        yield from _grid_laws(spec, axes)
     for number, point in enumerate(search.start):
         yield from _start_laws(f"search.start[{number}]", point, axes)
 
 
+def _count(field: str, value: int | None, meaning: str, remedy: str) -> Iterable[Mistake]:
+    """A mistake where so many at once cannot be."""
+    if value is not None and not 1 <= value <= MOST_AT_ONCE:
+        yield Mistake(field, value, f"{meaning} >= 1, and at most {MOST_AT_ONCE}", remedy)
+
+
+def _grid_laws(spec: SweepSpec, axes: list[Axis]) -> Iterable[Mistake]:
+    levels = spec.search.levels
+    counts = [
+        (levels if isinstance(levels, int) else levels.get(a.name, 8)) + a.zero
+        for a in axes
+        if a.free
+    ]
+    if math.prod(counts) > MOST_ON_GRID and all(1 < c <= MOST_AT_ONCE + 1 for c in counts):
+        law = f"a grid has at most {MOST_ON_GRID} points"
+        yield Mistake("search.levels", math.prod(counts), law, "use 8")
+
+
 def _audit_laws(spec: SweepSpec) -> Iterable[Mistake]:
     audit, tolerance, points = spec.search.audit, spec.search.tolerance, spec.budget.points
-    if audit is not None and (audit < 0 or (points is not None and audit >= points > 0)):
+    most = MOST_POINTS if points is None or points < 1 else min(points, MOST_POINTS)
+    if audit is not None and not 0 <= audit < most:
         law = "points >= 0, and fewer than budget.points"
         yield Mistake("search.audit", audit, law, "leave it out for one in eight")
     if tolerance is None:
@@ -814,20 +860,20 @@ def _budget_laws(spec: SweepSpec) -> Iterable[Mistake]:
         yield Mistake(
             "budget", None, "a sweep needs an end", "write budget: {points: 64} or {wall_time: 10m}"
         )
-    if points is not None and points < 1:
-        yield Mistake("budget.points", points, "points >= 1", "use 64")
+    if points is not None and not 1 <= points <= MOST_POINTS:
+        law = f"points >= 1, and at most {MOST_POINTS}"
+        yield Mistake("budget.points", points, law, "use 64")
     if wall_time is not None and not (wall_time > 0 and math.isfinite(wall_time)):
         yield Mistake("budget.wall_time", wall_time, "seconds > 0", "use 10m")
 
 
 def _resource_laws(spec: SweepSpec) -> Iterable[Mistake]:
     part = spec.resources
-    if part.workers is not None and part.workers < 1:
-        yield Mistake("resources.workers", part.workers, "workers >= 1", "leave it out")
-    if part.pack < 1:
-        yield Mistake("resources.pack", part.pack, "points a pack >= 1", "use 4")
-    if not (part.cpus > 0 and math.isfinite(part.cpus)):
-        yield Mistake("resources.cpus", part.cpus, "CPUs a pack, finite and > 0", "use 1")
+    yield from _count("resources.workers", part.workers, "workers", "leave it out")
+    yield from _count("resources.pack", part.pack, "points a pack", "use 4")
+    if not 0 < part.cpus <= MOST_AT_ONCE:
+        law = f"CPUs a pack, finite and > 0, and at most {MOST_AT_ONCE}"
+        yield Mistake("resources.cpus", part.cpus, law, "use 1")
     gpus, cuda = spec.gpus, spec.device.startswith("cuda")
     if re.fullmatch(r"cuda:0*[1-9][0-9]*", spec.device):
         yield Mistake(
@@ -844,8 +890,9 @@ def _resource_laws(spec: SweepSpec) -> Iterable[Mistake]:
         yield Mistake(
             "resources.gpus", gpus, f"device {spec.device} uses no GPU", "set device: cuda"
         )
-    elif not math.isfinite(gpus) or (gpus > 1 and gpus != int(gpus)):
-        yield Mistake("resources.gpus", gpus, "more than one GPU is a whole number", "use 1")
+    elif not gpus <= MOST_AT_ONCE or (gpus > 1 and gpus != int(gpus)):
+        law = f"more than one GPU is a whole number, and at most {MOST_AT_ONCE}"
+        yield Mistake("resources.gpus", gpus, law, "use 1")
     elif 0 < gpus < 1 and not math.isclose(1 / gpus, round(1 / gpus)):
         yield Mistake(
             "resources.gpus",

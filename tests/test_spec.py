@@ -249,7 +249,7 @@ def test_no_password_in_a_spec(address: str) -> None:
     (found,) = mistakes(BASE, {"tracking.address": address})
     assert found.field == "tracking.address"
     assert "password" in found.law
-    assert "MLFLOW_TRACKING_URI" in found.remedy
+    assert "MLFLOW_TRACKING_PASSWORD" in found.remedy and "PGPASSWORD" in found.remedy
     assert "s3cret" not in str(found)
     load_spec(BASE, {"tracking.address": "http://host:5000/with@sign"})
 
@@ -708,7 +708,7 @@ def test_a_file_goes_before_a_preset_of_its_name(
     ("content", "law"),
     [
         (None, "cannot be read as a file"),
-        (b"\xff\xfe\x00", "cannot be read as a file"),
+        (b"\xff\xfe\x00", "is no UTF-8 text"),
         (b"a: [1", "is no YAML"),
         (b"a: b: c", "is no YAML"),
         (b"a: \x01", "is no YAML"),
