@@ -1,17 +1,17 @@
 """Does a sweep scale? More workers, more points.
 
 Run: .venv/bin/python benchmarks/scaling.py
-     .venv/bin/python benchmarks/scaling.py --driver
-     .venv/bin/python benchmarks/scaling.py --workers 1 2 4 8
+     .venv/bin/python benchmarks/scaling.py --workers 1 8
+     .venv/bin/python benchmarks/scaling.py --sizes 1000 10000
 
-- Workers: weak scaling. A training of fixed duration that needs no processor (it sleeps), so many
-  points a worker, and 1, 2, 4, 8 pretended workers on this machine. Efficiency is the time that the
-  trainings of one worker take by themselves over the time between the first report of the last
-  worker to begin and the last result but one pack a worker (starting processes that import torch,
-  several a core, is this machine's business and is printed apart).
+- Workers: weak scaling. The training of a point takes a fixed time and no processor (it sleeps);
+  each of 1, 2, 4, 8 pretended workers on this machine gets as many points. Efficiency is the rate
+  of results over that of so many workers that do nothing but train, from the time when every worker
+  has had two packs until four fifths of the points are done: starting processes that import torch,
+  several a core, says nothing of a cluster. The time of the whole command is printed beside it.
 - Driver: everything that the driver does with a result but talk to Ray: proposals (Sobol), store,
   database with Optuna's study, MLflow, the map every ten seconds. Processor time of all its threads
-  and growth of its memory, a point, for 1,000 and for 10,000 points, each in a process of its own.
+  and growth of its memory, a point, in a process of its own for each size.
 
 About six minutes on two cores.
 """
@@ -19,11 +19,13 @@ About six minutes on two cores.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +33,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 #: Points that each worker trains, points in a pack, and seconds of a training.
-POINTS, PACK, SECONDS = 48, 4, 0.5
-STEPS = 10
+POINTS, PACK, SECONDS = 32, 4, 1.0
+#: Updates of a training, and times that a training asks its network for outputs in all.
+STEPS = 5
 
 TASK = '''
-"""A network whose training takes a fixed time and no processor."""
+"""A network that takes its time."""
 
+import os
 import time
 from dataclasses import dataclass
 from typing import ClassVar
@@ -44,18 +48,48 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from trainables.losses import MSE
+from trainables.losses import MEAN_SQUARED_ERROR
 
 
-class Sleep(nn.Module):
+class Slow(nn.Module):
     def __init__(self, seconds):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(1, 1, dtype=torch.float64))
+        self.linear = nn.Linear(1, 1, bias=False, dtype=torch.float64)
         self.seconds = seconds
 
     def forward(self, x):
-        time.sleep(self.seconds)
-        return x @ self.weight
+        if torch.is_grad_enabled():
+            time.sleep(self.seconds)
+        return self.linear(x)
+
+
+@dataclass(frozen=True)
+class Sleeper:
+    name: ClassVar[str] = "sleeper"
+    metric_name: ClassVar[str] = "loss"
+    regularised_layer: ClassVar[str] = "linear"
+    stand_in: ClassVar[str | None] = None
+    seconds: float = 0.01
+
+    @property
+    def loss(self):
+        return MEAN_SQUARED_ERROR
+
+    @property
+    def batch(self):
+        return None
+
+    def module(self, seed):
+        torch.manual_seed(seed)
+        return Slow(self.seconds)
+
+    def train_data(self):
+        return torch.ones(4, 1, dtype=torch.float64), torch.ones(4, 1, dtype=torch.float64)
+
+    test_data = train_data
+
+    def metric(self, outputs, targets):
+        return float((outputs - targets).square().mean())
 '''
 
 
@@ -114,17 +148,54 @@ def print_driver(sizes: list[int]) -> None:
         print(f"{size:8,} points {float(found[0]):17.2f} {float(found[1]):12.1f}")
 
 
+# --------------------------------------------------------------------------- the workers
+
+
+def work(workers: int) -> tuple[float, float]:
+    """Efficiency with so many workers, and seconds of the whole command."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, points = Path(name), POINTS * workers
+        (folder / "sleeper.py").write_text(TASK)
+        spec = spec_of(folder, points, steps=STEPS, lyapunov=False, sharpness=False, early=False)
+        spec["task"] = {"name": "sleeper", "seconds": SECONDS / (2 * STEPS)}  # two k
+        spec["search"]["batch"] = PACK * workers
+        spec["resources"] = {"workers": workers, "pack": PACK}
+        (folder / "sweep.json").write_text(json.dumps(spec | {"backend": "loop"}))
+        words = [sys.executable, "-m", "stabmap", "run", str(folder / "sweep.json"), "-q"]
+        begin = time.monotonic()
+        subprocess.run([*words, "--tasks", str(folder / "sleeper.py")], check=True)
+        whole = time.monotonic() - begin
+        [log] = folder.glob("sweeps/*/results.jsonl")
+        ends = sorted(json.loads(line)["finished_at"] for line in log.read_text().splitlines())
+        assert len(ends) == points
+    first, last = 2 * PACK * workers, round(0.8 * points)
+    rate = (last - first) / (ends[last - 1] - ends[first - 1])
+    return rate * SECONDS / workers, whole
+
+
+def print_workers(counts: list[int]) -> None:
+    """The table."""
+    print(f"weak scaling: {POINTS} points a worker, {SECONDS:g} s each, packs of {PACK}")
+    print("workers   efficiency   seconds of the whole command")
+    for count in counts:
+        efficiency, whole = work(count)
+        print(f"{count:7d} {efficiency:12.2f} {whole:30.0f}", flush=True)
+
+
 def main() -> None:
-    """Print the tables that are asked for."""
+    """Print the tables that are asked for; without any, both."""
     parser = argparse.ArgumentParser(description="Weak scaling and the driver's price.")
-    parser.add_argument("--driver", action="store_true", help="only this part")
-    parser.add_argument("--sizes", type=int, nargs="*", default=[1000, 10000])
+    parser.add_argument("--workers", type=int, nargs="+", help="only this part, with so many")
+    parser.add_argument("--sizes", type=int, nargs="+", help="only the driver, with so many points")
     parser.add_argument("--drive", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.drive:
         drive(options.drive)
         return
-    print_driver(options.sizes)
+    if options.workers or not options.sizes:
+        print_workers(options.workers or [1, 2, 4, 8])
+    if options.sizes or not options.workers:
+        print_driver(options.sizes or [1000, 10000])
 
 
 if __name__ == "__main__":
