@@ -7,16 +7,18 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stabmap.cli_cluster import find_here, print_nodes, resume_job
+from stabmap.cli_cluster import verbs as cluster_verbs
+from stabmap.cli_parts import AsJson, Home, Insecure, Overrides, SpecPath, TaskFiles
+from stabmap.cli_parts import plain_errors as _plain_errors
 from trainables import __version__
 from trainables.domain import AXIS_NAMES, InputError, Mistake, StabmapError, unknown_axis
-from trainables.messages import printable, redacted
 
 if TYPE_CHECKING:
     from sweeps.spec import SweepSpec
@@ -28,22 +30,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-SpecPath = Annotated[str, typer.Argument(help="YAML file, or the name of a preset.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--override", "-o", help="A value by its path, such as -o budget.points=128."),
-]
-TaskFiles = Annotated[
-    list[str] | None,
-    typer.Option("--tasks", help="A Python file with tasks of your own; it is executed."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON line for programs.")]
 Sweep = Annotated[
     str, typer.Argument(help="Id or hash of a sweep, its folder, or one that export wrote.")
 ]
 Tracking = Annotated[
     str | None, typer.Option("--tracking", help="MLflow address, if not the usual one.")
 ]
+
+Address = Annotated[
+    str, typer.Option(help="Where Ray runs: local, auto, or host:port of a cluster.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 #: Endings of a picture's file.
 PICTURES = (".png", ".svg", ".pdf")
@@ -64,43 +61,77 @@ def _options(
     """What comes before a command."""
 
 
-def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """One line a mistake and an exit code instead of a stack trace."""
-
-    @wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except InputError as error:
-            for mistake in error.mistakes:
-                print(f"error: {mistake}", file=sys.stderr)
-            raise typer.Exit(error.exit_code) from None
-        except StabmapError as error:
-            print(f"error: {printable(redacted(str(error)))}", file=sys.stderr)
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
-
-    return wrapped
-
-
 @app.command()
 @_plain_errors
 def run(
     spec: SpecPath,
     override: Overrides = None,
     tasks: TaskFiles = None,
-    address: Annotated[
-        str, typer.Option(help="Where Ray runs: local, auto, or host:port of a cluster.")
-    ] = "local",
+    address: Address = "local",
+    insecure: Insecure = False,
     as_json: AsJson = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run a sweep, or go on with one that was interrupted: the same command again.
 
     Examples: stabmap run mnist-mlp; stabmap run sweep.yaml -o budget.points=256 -o steps=800
     """
     loaded = _loaded(spec, override, tasks)
+    again = ["run", spec, *(word for text in override or () for word in ("-o", text))]
+    again += _task_words(tasks)
+    _run(loaded, again, address, insecure, as_json, quiet)
+
+
+@app.command()
+@_plain_errors
+def resume(
+    sweep: Annotated[str, typer.Argument(help="Hash, MLflow id, title or folder of a sweep.")],
+    folder: Home = None,
+    tasks: TaskFiles = None,
+    address: Annotated[
+        str, typer.Option(help="Where Ray runs: local, auto, host:port, or http://host:8265.")
+    ] = "local",
+    insecure: Insecure = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Go on with a sweep that was paused, stopped or interrupted.
+
+    Examples: stabmap resume 5bc55bf8; stabmap resume 5bc55bf8 --address http://localhost:8265
+    """
+    if "://" in address:
+        resume_job(sweep, address, insecure, as_json)
+        return
+    from sweeps.spec import load_spec
+
+    _load(tasks)
+    found = find_here(sweep, folder)
+    assert found.folder is not None
+    home = found.folder.resolve().parent.parent  # it may have been moved since
+    path = found.folder / "spec.yaml"
+    loaded = load_spec(path, {"folder": str(home)})
+    if loaded.hash != found.hash:
+        raise StabmapError(
+            f"sweep {found.hash} was begun by another version of stabmap, whose results do not mix "
+            f"with this one's; begin anew with: {shlex.join(['stabmap', 'run', str(path)])}"
+        )
+    again = ["resume", sweep, *(["--folder", str(folder)] if folder else [])]
+    again += _task_words(tasks)
+    _run(loaded, again, address, insecure, as_json, quiet)
+
+
+def _run(
+    loaded: SweepSpec,
+    again: Sequence[str],
+    address: str,
+    insecure: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Run a sweep in the foreground; `again` are the words that go on with it."""
+    from sweeps.access import check_access
+
+    check_access(address, insecure)
     if not quiet:
         for note in loaded.notes:
             print(f"note: {note}", file=sys.stderr)
@@ -108,22 +139,16 @@ def run(
     from sweeps.runner import execute
 
     outcome = execute(loaded, address, None if quiet else sys.stderr)
-    again = [
-        _program("stabmap"),
-        "run",
-        spec,
-        *(word for text in override or () for word in ("-o", text)),
-        *(word for path in tasks or () for word in ("--tasks", path)),
-    ]
-    again += ["--address", address] if address != "local" else []
+    again = [_program("stabmap"), *again, *(["--address", address] if address != "local" else [])]
+    again += ["--insecure"] if insecure else []
     if not as_json:
         _report(outcome)
     if not outcome.recorded:
         print("warning: MLflow missed some records; the same command writes them", file=sys.stderr)
     if outcome.ending != "complete":
         kept = f"{outcome.points} points are kept; go on with: {shlex.join(again)}"
-        print(f"{'interrupted' if outcome.ending == 'interrupted' else 'out of time'}: {kept}",
-              file=sys.stderr)  # fmt: skip
+        word = "out of time" if outcome.ending == "short" else outcome.ending
+        print(f"{word}: {kept}", file=sys.stderr)
     if as_json:
         print(
             json.dumps(
@@ -136,7 +161,8 @@ def run(
                 }
             )
         )
-    code = {"complete": 0, "short": 3, "interrupted": 130}[outcome.ending]
+    # Paused and stopped sweeps have ended short of their budget too.
+    code = {"complete": 0, "interrupted": 130}.get(outcome.ending, 3)
     if code:
         raise typer.Exit(code)
 
@@ -147,6 +173,10 @@ def _loaded(spec: str, override: list[str] | None, tasks: list[str] | None) -> S
 
     _load(tasks)
     return load_spec(spec, parse_overrides(override or ()))
+
+
+def _task_words(tasks: list[str] | None) -> list[str]:
+    return [word for path in tasks or () for word in ("--tasks", path)]
 
 
 def _load(tasks: list[str] | None) -> None:
@@ -223,9 +253,21 @@ def doctor(
     ] = False,
     override: Overrides = None,
     tasks: TaskFiles = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Cluster to examine: auto, host:port, or http://host:8265."),
+    ] = None,
+    insecure: Insecure = False,
+    folder: Home = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what is installed here; with --isolation, whether results depend on their neighbours."""
+    """Say what is installed here; with --isolation, whether results depend on their neighbours.
+
+    With --address every node of a cluster is examined: versions, GPUs, clocks, folders, MLflow.
+    """
+    if address is not None:
+        print_nodes(address, insecure, folder, as_json)
+        return
     _load(tasks)
     found: dict[str, Any] = {"versions": _versions(), "gpus": _gpus()}
     checked = _isolation(spec, override, tasks) if isolation else None
@@ -418,6 +460,9 @@ def _kept(sweep: str, overrides: dict[str, Any]) -> tuple[str | Path, dict[str, 
             # The folder may have been moved since the spec was written into it.
             return folder / "spec.yaml", {"folder": str(folder.parent.parent), **overrides}
     return sweep, overrides
+
+
+app.add_typer(cluster_verbs)
 
 
 def main() -> None:

@@ -1,0 +1,57 @@
+"""What a job takes along to a cluster: the code of stabmap and one spec. Nothing of the user's."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sweeps.spec import SweepSpec
+
+#: The packages that make up stabmap; they lie beside one another.
+PACKAGES = ("stabmap", "sweeps", "analysis", "trainables")
+#: What stays behind, wherever it lies in them.
+LEFT_BEHIND = ("__pycache__", "*.py[co]", ".*", "tests")
+#: Environment of every job. It is shown to whoever may see the dashboard: no secret belongs here.
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PYTHONUNBUFFERED": "1",  # else the log of a job lags behind
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+#: Name of the spec on the cluster.
+SPEC_FILE = "spec.yaml"
+
+
+def portable(spec: SweepSpec) -> dict[str, Any]:
+    """A spec for another machine: the same sweep, in that machine's home unless a folder is named.
+
+    Args:
+        spec: the spec.
+
+    Returns:
+        Plain values that `load_spec` reads.
+    """
+    content = spec.resolved()
+    if "folder" not in spec.model_fields_set:
+        del content["folder"]
+    return content
+
+
+@contextmanager
+def packed(spec: SweepSpec | None = None) -> Iterator[Path]:
+    """A folder with the code, and with the spec where there is one; gone afterwards."""
+    here = Path(__file__).resolve().parent.parent
+    with tempfile.TemporaryDirectory(prefix="stabmap-") as made:
+        folder = Path(made) / "code"
+        for name in PACKAGES:
+            ignored = shutil.ignore_patterns(*LEFT_BEHIND)
+            shutil.copytree(here / name, folder / name, ignore=ignored)
+        if spec is not None:
+            text = yaml.safe_dump(portable(spec), sort_keys=False)
+            (folder / SPEC_FILE).write_text(text, "utf-8")
+        yield folder
