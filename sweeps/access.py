@@ -44,32 +44,49 @@ def check_access(address: str, insecure: bool) -> None:
         address = os.environ.get("RAY_ADDRESS") or "auto"
     if insecure or not re.fullmatch(r".+://.+|.+:[0-9]+", address):
         return  # local, auto, or a text that whoever joins the cluster refuses
-    mode = os.environ.get("RAY_AUTH_MODE", "")
-    if mode.lower() != "token":
+    if not token_mode():
         if is_loopback(address):
             return
         law = "a cluster that is not on this machine needs token mode"
         remedy = "set RAY_AUTH_MODE=token and the cluster's token, or allow it with --insecure"
-        raise InputError([Mistake("RAY_AUTH_MODE", mode or None, law, remedy)])
-    if not os.environ.get("RAY_AUTH_TOKEN"):
-        _check_file()
+        raise InputError([Mistake("RAY_AUTH_MODE", os.environ.get("RAY_AUTH_MODE"), law, remedy)])
+    _check_token()
 
 
-def _check_file() -> None:
-    """Raise unless the token's file can be read by its owner, and by nobody else."""
-    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    field = "RAY_AUTH_TOKEN_PATH" if named else "RAY_AUTH_TOKEN"
-    path = Path(named).expanduser() if named else Path.home() / ".ray" / "auth_token"
+def token_mode() -> bool:
+    """Whether Ray is told to use a token."""
+    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+
+
+def token() -> str | None:
+    """The token, from where Ray takes it; None where there is none."""
+    given = os.environ.get("RAY_AUTH_TOKEN", "").strip()
+    if given:
+        return given
     try:
-        mode, empty = path.stat().st_mode, not path.read_text("utf-8").strip()
+        return _token_file().read_text("utf-8").strip() or None
     except (OSError, UnicodeDecodeError):
-        mode, empty = stat.S_IFREG, True
-    if empty:
+        return None
+
+
+def _token_file() -> Path:
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return Path(named).expanduser() if named else Path.home() / ".ray" / "auth_token"
+
+
+def _check_token() -> None:
+    """Raise unless there is a token, and others cannot read the file it comes from."""
+    if os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return
+    path, named = _token_file(), os.environ.get("RAY_AUTH_TOKEN_PATH")
+    field = "RAY_AUTH_TOKEN_PATH" if named else "RAY_AUTH_TOKEN"
+    if token() is None:
         law = f"token mode needs a token, and there is none in {path}"
         remedy = "copy the cluster's token there with mode 600, or set RAY_AUTH_TOKEN"
         raise InputError([Mistake(field, named, law, remedy)])
+    mode = stat.S_IMODE(path.stat().st_mode)
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        law = f"others may read the token's file (mode {stat.S_IMODE(mode):o})"
+        law = f"others may read the token's file (mode {mode:o})"
         raise InputError([Mistake(field, str(path), law, f"chmod 600 {path}")])
 
 

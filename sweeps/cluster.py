@@ -26,7 +26,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sweeps.access import TOKEN_MODE, check_head
+from sweeps.access import TOKEN_MODE, check_head, token, token_mode
 from sweeps.shipment import ENVIRONMENT, SPEC_FILE, packed
 from sweeps.spec import SweepSpec
 from sweeps.status import SweepStatus, pick, plain
@@ -67,10 +67,9 @@ class _Client(JobSubmissionClient):
         try:
             return super()._do_request(method, endpoint, **{"timeout": PATIENCE, **options})
         except AuthenticationError as error:
-            known = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
             remedy = (
                 "put the cluster's token into RAY_AUTH_TOKEN or ~/.ray/auth_token"
-                if known
+                if token_mode()
                 else "set RAY_AUTH_MODE=token and the cluster's token"
             )
             raise UnreachableError(
@@ -114,7 +113,10 @@ class Cluster:
         for part in ("job.sdk", "dashboard_sdk"):
             logging.getLogger(f"ray.dashboard.modules.{part}").setLevel(logging.ERROR)
         with _named_address(), self._plainly():
-            self._client = _Client(self.address)
+            # The very token that was checked, not one that Ray has read before.
+            known = token() if token_mode() else None
+            headers = {"Authorization": f"Bearer {known}"} if known else None
+            self._client = _Client(self.address, headers=headers)
 
     @contextmanager
     def _plainly(self) -> Iterator[None]:
@@ -263,6 +265,7 @@ class Cluster:
         done = self.helper(words, timeout + START)
         if done.code:
             raise self.failure(done)
+        self._await(str(status.job), timeout)  # so that it can be resumed at once
         return (done.log.strip().splitlines() or [f"sweep {status.hash}: {request} done"])[-1]
 
     def _withdraw(self, status: SweepStatus, request: str) -> str:
@@ -288,15 +291,13 @@ class Cluster:
         name = f"stabmap-{words[0]}-{uuid.uuid4().hex[:12]}"
         with self._plainly():
             self._send(words, name, {KIND: "helper"}, None)
-            until = time.monotonic() + timeout
-            while not (job := self._client.get_job_info(name)).status.is_terminal():
-                if time.monotonic() >= until:
-                    self._client.stop_job(name)
-                    raise UnreachableError(
-                        f"address = {self.address!r}: job {name} did not end in {timeout:g} s; "
-                        "see its log in the dashboard"
-                    )
-                time.sleep(LOOK)
+            job = self._await(name, timeout)
+            if not job.status.is_terminal():
+                self._client.stop_job(name)
+                raise UnreachableError(
+                    f"address = {self.address!r}: job {name} did not end in {timeout:g} s; see its "
+                    "log in the dashboard"
+                )
             log = self._client.get_job_logs(name)
         if job.driver_exit_code is None:
             raise UnreachableError(
@@ -306,6 +307,16 @@ class Cluster:
         with suppress(RuntimeError, UnreachableError):
             self._client.delete_job(name)
         return Finished(job.driver_exit_code, log)
+
+    def _await(self, name: str, timeout: float) -> JobDetails:
+        """A job when it has ended, or when the time is over."""
+        until = time.monotonic() + timeout
+        with self._plainly():
+            while True:
+                job = self._client.get_job_info(name)
+                if job.status.is_terminal() or time.monotonic() >= until:
+                    return job
+                time.sleep(LOOK)
 
     def failure(self, done: Finished) -> StabmapError:
         """What a helper job says of its failure, with its exit code."""

@@ -257,7 +257,7 @@ def pick(text: str, sweeps: tuple[SweepStatus, ...], where: str) -> SweepStatus:
 
 
 def ask(
-    status: SweepStatus, request: str, timeout: float, sleep: Callable[[float], None] = time.sleep
+    status: SweepStatus, request: str, timeout: float, sleep: Callable[[float], object] = time.sleep
 ) -> tuple[SweepStatus, str]:
     """Ask the driver of a sweep to end in good order, and wait for it.
 
@@ -278,9 +278,10 @@ def ask(
     assert folder is not None
     if not is_held(folder):
         return _settle(status, request)
-    _write(folder / CONTROL, request)
     until = time.monotonic() + timeout
     while is_held(folder):  # also while the driver writes its last records
+        if not (folder / CONTROL).exists():  # a driver that begins forgets what it finds
+            _write(folder / CONTROL, request)
         if time.monotonic() >= until:
             if read_status(folder).state == wanted:
                 break

@@ -245,6 +245,22 @@ def test_ask_a_driver(home: Path, start: Start, verb: str, state: str) -> None:
     assert json.loads(again.stdout)["state"] == state
 
 
+def test_a_driver_that_forgets_what_it_was_asked(home: Path, start: Start) -> None:
+    """As one that begins: what it finds may be left from before."""
+    folder = folder_of(home)
+    start(folder, obeys=False, seconds=1.5)
+    asked = []
+
+    def look(seconds: float) -> None:
+        asked.append((folder / "control").exists())
+        (folder / "control").unlink(missing_ok=True)
+        time.sleep(seconds)
+
+    ask(read_status(folder), "pause", 30.0, look)
+    assert len(asked) > 2
+    assert all(asked)
+
+
 def test_a_driver_that_does_not_answer(home: Path, start: Start) -> None:
     folder = folder_of(home)
     driver = start(folder, obeys=False)
@@ -279,7 +295,7 @@ def test_ask_a_driver_that_is_gone(home: Path, start: Start, verb: str, state: s
 def test_a_driver_that_dies_while_it_is_asked(home: Path, start: Start) -> None:
     folder = folder_of(home)
     driver = start(folder, obeys=False)
-    found, said = ask(read_status(folder), "pause", 30.0, lambda _: (driver.kill(), None)[1])
+    found, said = ask(read_status(folder), "pause", 30.0, lambda _: driver.kill())
     assert (found.state, "its driver is gone" in said) == ("paused", True)
     assert not (folder / "control").exists()
 
