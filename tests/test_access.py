@@ -154,7 +154,7 @@ def serve() -> Iterator[Serve]:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 assert "Authorization" not in self.headers
-                self.send_response(answer)
+                self.send_response(401 if self.path == "/elsewhere" else answer)
                 self.send_header("Location", "/elsewhere")
                 self.end_headers()
 

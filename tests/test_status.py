@@ -285,6 +285,7 @@ def test_ask_a_driver_that_is_gone(home: Path, start: Start, verb: str, state: s
     driver = start(folder)
     driver.kill()
     driver.wait()
+    (folder / "control").write_text("stop")  # never heard, and not meant for the next driver
     done = stabmap(verb, HASH)
     assert done.stdout == (f"sweep {HASH} is now {state} (its driver is gone): 3 points are kept\n")
     assert json.loads((folder / "sweep.json").read_text())["title"] == "toy"
