@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import socket
 import stat
 import urllib.error
 import urllib.request
@@ -51,6 +52,25 @@ def check_access(address: str, insecure: bool) -> None:
         remedy = "set RAY_AUTH_MODE=token and the cluster's token, or allow it with --insecure"
         raise InputError([Mistake("RAY_AUTH_MODE", os.environ.get("RAY_AUTH_MODE"), law, remedy)])
     _check_token()
+
+
+def knock(address: str) -> None:
+    """Raise unless something listens at host:port; Ray itself would try for many minutes.
+
+    Raises:
+        InputError: the address is no host:port.
+        UnreachableError: nothing listens there.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        law, remedy = "is no address of a Ray cluster", "write auto, host:port or http://host:8265"
+        raise InputError([Mistake("address", redacted(address), law, remedy)])
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+    except OSError as error:
+        raise UnreachableError(
+            f"address = {address!r}: nothing answers there ({error}); start the cluster first"
+        ) from error
 
 
 def token_mode() -> bool:

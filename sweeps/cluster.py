@@ -26,7 +26,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sweeps.access import TOKEN_MODE, check_head, token, token_mode
+from sweeps.access import TOKEN_MODE, check_head, knock, token, token_mode
 from sweeps.shipment import ENVIRONMENT, SPEC_FILE, packed
 from sweeps.spec import SweepSpec
 from sweeps.status import SweepStatus, pick, plain
@@ -429,6 +429,8 @@ def ask_nodes(
     Raises:
         UnreachableError: the cluster does not answer, or refuses the token.
     """
+    if address != "auto":
+        knock(address)
     modules = [sys.modules[name] for name in (question.__module__, __name__)]
     for module in modules:
         ray.cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]

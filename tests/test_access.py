@@ -130,6 +130,15 @@ def test_a_password_in_an_address_is_not_repeated() -> None:
     assert head_url("http://head:8265/") == "http://head:8265"
 
 
+def test_doctor_does_not_wait_for_ray() -> None:
+    """Which tries for ten minutes where nothing listens."""
+    for address, code in {"127.0.0.1:1": 4, "nonsense": 2, "127.0.0.1:99999": 2}.items():
+        done = CliRunner().invoke(app, ["doctor", "--address", address])
+        assert done.exit_code == code
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(f"error: address = '{address}': ")
+
+
 def test_run_asks_first(tmp_path: Path) -> None:
     """Before anything is connected, and with nothing left behind."""
     words = ["run", "one-layer-cnn", "--address", "10.1.2.3:6379", "-o", f"folder={tmp_path / 'x'}"]
