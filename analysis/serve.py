@@ -11,6 +11,7 @@ import re
 import secrets
 import tempfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +24,6 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from analysis.load import ARTIFACT_FOLDER
 from analysis.map import MAP_FILE, StabilityMap
-from trainables import __version__
 from trainables.domain import InputError, StabmapError
 
 #: Values that one question may ask for, and points on one page.
@@ -113,7 +113,7 @@ def create_app(folder: Path, token: str | None, hosts: list[str] | None = None) 
         token: what a caller has to show; None lets everyone in.
         hosts: names under which the service may be called; None allows all.
     """
-    app = FastAPI(title="stabmap", version=__version__, description=__doc__)
+    app = FastAPI(title="stabmap", version=version("stabmap"), description=__doc__)
     if hosts is not None:  # else a page elsewhere could make a browser ask for it
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
     app.add_exception_handler(InputError, _mistakes)
@@ -122,7 +122,7 @@ def create_app(folder: Path, token: str | None, hosts: list[str] | None = None) 
     @app.get("/health")
     def health() -> dict[str, str]:
         """Whether the service is up."""
-        return {"status": "ok", "stabmap": __version__}
+        return {"status": "ok", "stabmap": version("stabmap")}
 
     _add_sweeps(app, Library(folder), [Depends(_guard(token))])
     return app
