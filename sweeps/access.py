@@ -125,7 +125,8 @@ def _split(address: str) -> SplitResult:
         _ = parts.port  # raises where it is no number
     except ValueError as error:
         law = f"is no address ({error})"
-        raise InputError([Mistake("address", redacted(address), law, EXAMPLE)]) from error
+        shown = redacted(address.removeprefix("ray://"))
+        raise InputError([Mistake("address", shown, law, EXAMPLE)]) from error
     return parts
 
 
