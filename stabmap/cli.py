@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stabmap.cli_cluster import find_here, print_nodes, resume_job
+from stabmap.cli_cluster import find_here, kept_spec, print_nodes, resume_job
 from stabmap.cli_cluster import verbs as cluster_verbs
 from stabmap.cli_parts import AsJson, Home, Insecure, Overrides, SpecPath, TaskFiles
 from stabmap.cli_parts import plain_errors as _plain_errors
+from stabmap.cli_service import verbs as service_verbs
 from trainables import __version__
-from trainables.domain import AXIS_NAMES, InputError, Mistake, StabmapError, unknown_axis
+from trainables.domain import AXIS_NAMES, InputError, Mistake, unknown_axis
 
 if TYPE_CHECKING:
     from sweeps.spec import SweepSpec
@@ -102,19 +103,8 @@ def resume(
     if "://" in address:
         resume_job(sweep, address, insecure, as_json)
         return
-    from sweeps.spec import load_spec
-
     _load(tasks)
-    found = find_here(sweep, folder)
-    assert found.folder is not None
-    home = found.folder.resolve().parent.parent  # it may have been moved since
-    path = found.folder / "spec.yaml"
-    loaded = load_spec(path, {"folder": str(home)})
-    if loaded.hash != found.hash:
-        raise StabmapError(
-            f"sweep {found.hash} was begun by another version of stabmap, whose results do not mix "
-            f"with this one's; begin anew with: {shlex.join(['stabmap', 'run', str(path)])}"
-        )
+    loaded = kept_spec(find_here(sweep, folder))
     again = ["resume", sweep, *(["--folder", str(folder)] if folder else [])]
     again += _task_words(tasks)
     _run(loaded, again, address, insecure, as_json, quiet)
@@ -129,16 +119,13 @@ def _run(
     quiet: bool,
 ) -> None:
     """Run a sweep in the foreground; `again` are the words that go on with it."""
-    from sweeps.access import check_access
-
-    check_access(address, insecure)
     if not quiet:
         for note in loaded.notes:
             print(f"note: {note}", file=sys.stderr)
         print(f"sweep {loaded.title} ({loaded.hash}): starting Ray", file=sys.stderr, flush=True)
     from sweeps.runner import execute
 
-    outcome = execute(loaded, address, None if quiet else sys.stderr)
+    outcome = execute(loaded, address, None if quiet else sys.stderr, insecure)
     again = [_program("stabmap"), *again, *(["--address", address] if address != "local" else [])]
     again += ["--insecure"] if insecure else []
     if not as_json:
@@ -416,53 +403,8 @@ def export(
         print(path)
 
 
-@app.command()
-@_plain_errors
-def fsck(
-    spec: SpecPath,
-    override: Overrides = None,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Write what is missing, take out what is doubled.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Say whether the store, the database, Optuna and MLflow agree on every point of a sweep.
-
-    Takes the sweep's YAML file, its hash or its folder. The sweep must not be running.
-    """
-    from sweeps import fsck as checks
-    from sweeps.spec import load_spec, parse_overrides
-
-    loaded = load_spec(*_kept(spec, parse_overrides(override or ())))
-    before = checks.repair(loaded)[0] if repair else None
-    report = checks.check(loaded)
-    if as_json:
-        print(json.dumps(report.to_dict() | ({"before": before.to_dict()} if before else {})))
-    else:
-        for finding in before.findings if before else ():
-            print(f"was {finding}")
-        for finding in report.findings:
-            print(finding)
-        verdict = "disagree" if report.findings else "agree"
-        print(f"sweep {report.sweep}: {report.points} points; the records {verdict}")
-    if report.findings:
-        if not repair:
-            print("mend with: stabmap fsck --repair", file=sys.stderr)
-        raise typer.Exit(1)
-
-
-def _kept(sweep: str, overrides: dict[str, Any]) -> tuple[str | Path, dict[str, Any]]:
-    """The spec that a sweep's folder holds, where a hash or a folder is given."""
-    from analysis.load import home
-
-    for folder in (Path(sweep).expanduser(), home() / "sweeps" / sweep):
-        if (folder / "results.jsonl").is_file() and (folder / "spec.yaml").is_file():
-            # The folder may have been moved since the spec was written into it.
-            return folder / "spec.yaml", {"folder": str(folder.parent.parent), **overrides}
-    return sweep, overrides
-
-
 app.add_typer(cluster_verbs)
+app.add_typer(service_verbs)
 
 
 def main() -> None:

@@ -14,12 +14,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stabmap.cli_parts import AsJson, Home, Insecure, Overrides, SpecPath, plain_errors
-from trainables.domain import InputError, Mistake, UnreachableError
+from stabmap.cli_parts import (
+    AsJson,
+    Home,
+    Insecure,
+    Overrides,
+    SpecPath,
+    TaskFiles,
+    plain_errors,
+)
+from trainables.domain import InputError, Mistake, StabmapError, UnreachableError
 
 if TYPE_CHECKING:
     from sweeps.cluster import Cluster
     from sweeps.health import Node, Problem
+    from sweeps.spec import SweepSpec
     from sweeps.status import SweepStatus
 
 verbs = typer.Typer()
@@ -47,6 +56,21 @@ def find_here(sweep: str, folder: Path | None) -> SweepStatus:
     from sweeps.status import find_sweep
 
     return find_sweep(sweep, home() if folder is None else folder.expanduser())
+
+
+def kept_spec(found: SweepStatus) -> SweepSpec:
+    """The spec in a sweep's folder, which may have been moved since it was written there."""
+    from sweeps.spec import load_spec
+
+    assert found.folder is not None
+    path = found.folder / "spec.yaml"
+    loaded = load_spec(path, {"folder": str(found.folder.resolve().parent.parent)})
+    if loaded.hash != found.hash:
+        raise StabmapError(
+            f"sweep {found.hash} was begun by another version of stabmap, whose results do not mix "
+            f"with this one's; begin anew with: {shlex.join(['stabmap', 'run', str(path)])}"
+        )
+    return loaded
 
 
 def _cluster(address: str, insecure: bool) -> Cluster:
@@ -265,6 +289,7 @@ def submit(
         str, typer.Option(help="Dashboard of the cluster, such as http://localhost:8265.")
     ],
     override: Overrides = None,
+    tasks: TaskFiles = None,
     insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> None:
@@ -275,8 +300,11 @@ def submit(
     """
     from sweeps.access import head_url
     from sweeps.spec import load_spec, parse_overrides
+    from trainables.tasks import load_tasks
 
     head_url(address)
+    for path in tasks or ():
+        load_tasks(path)
     loaded = load_spec(spec, parse_overrides(override or ()))
     cluster = _cluster(address, insecure)
     sent = cluster.submit(loaded)

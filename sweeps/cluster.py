@@ -26,8 +26,9 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sweeps import shipment
 from sweeps.access import TOKEN_MODE, check_head, knock, token, token_mode
-from sweeps.shipment import ENVIRONMENT, SPEC_FILE, packed
+from sweeps.shipment import ENVIRONMENT, packed
 from sweeps.spec import SweepSpec
 from sweeps.status import SweepStatus, pick, plain
 from trainables.domain import StabmapError, UnreachableError
@@ -190,7 +191,7 @@ class Cluster:
             StabmapError: it runs there already.
             UnreachableError: the head cannot be used.
         """
-        words = ["run", SPEC_FILE, "--address", "auto", *self._insecure]
+        words = [*shipment.words(spec), *self._insecure]
         facts = {HASH: spec.hash, TITLE: spec.title}
         if spec.budget.points is not None:
             facts[POINTS] = str(spec.budget.points)

@@ -29,6 +29,7 @@ from ray import tune
 from analysis.load import ARTIFACT_FOLDER, redacted
 from analysis.map import MAP_FILE, StabilityMap
 from analysis.plot import plot_map
+from sweeps.access import check_access
 from sweeps.heartbeat import Heartbeat
 from sweeps.mirror import Mirror
 from sweeps.progress import Progress
@@ -91,13 +92,14 @@ class Outcome:
     picture: Path | None
 
 
-def run_sweep(spec: SweepSpec, address: str = "local") -> str:
+def run_sweep(spec: SweepSpec, address: str = "local", insecure: bool = False) -> str:
     """Run a sweep to the end of its budget; a sweep that was interrupted goes on.
 
     Args:
         spec: from `load_spec`.
         address: `local` starts Ray on this machine; `auto` or `host:port` joins a cluster. A
             Ray that this process has started already is used as it is.
+        insecure: whether a cluster beyond this machine may be one that asks nobody for a token.
 
     Returns:
         Id of the sweep, for `load_map`.
@@ -109,14 +111,20 @@ def run_sweep(spec: SweepSpec, address: str = "local") -> str:
         KeyboardInterrupt: after Ctrl-C, with everything kept.
         StabmapError: a training failed for good; what was finished is kept.
     """
-    outcome = execute(spec, address)
+    outcome = execute(spec, address, insecure=insecure)
     if outcome.ending == "interrupted":
         raise KeyboardInterrupt(f"sweep {outcome.sweep}: {outcome.points} points kept")
     return outcome.sweep
 
 
-def execute(spec: SweepSpec, address: str = "local", stream: IO[str] | None = None) -> Outcome:
+def execute(
+    spec: SweepSpec,
+    address: str = "local",
+    stream: IO[str] | None = None,
+    insecure: bool = False,
+) -> Outcome:
     """`run_sweep` with a progress line and with all that there is to say at the end."""
+    check_access(address, insecure)
     check_surroundings(spec, address)
     known = facts_in(folder_of(spec)).get("sweep")
     # Before the store: where it cannot be reached nothing is left behind.

@@ -1,4 +1,4 @@
-"""What a job takes along to a cluster: the code of stabmap and one spec. Nothing of the user's."""
+"""What a job takes along to a cluster: the code of stabmap, one spec, and the file of its task."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from sweeps.spec import SweepSpec
+from trainables.tasks.from_files import source_of
 
 #: The packages that make up stabmap; they lie beside one another.
 PACKAGES = ("stabmap", "sweeps", "analysis", "trainables")
@@ -25,6 +26,8 @@ ENVIRONMENT = {
 }
 #: Name of the spec on the cluster.
 SPEC_FILE = "spec.yaml"
+#: Name, on the cluster, of the file that the spec's task came from.
+TASKS_FILE = "tasks_of_the_user.py"
 
 
 def portable(spec: SweepSpec) -> dict[str, Any]:
@@ -42,6 +45,12 @@ def portable(spec: SweepSpec) -> dict[str, Any]:
     return content
 
 
+def words(spec: SweepSpec) -> list[str]:
+    """What `stabmap` is told to run what was packed."""
+    tasks = ["--tasks", TASKS_FILE] if source_of(spec.task_name) else []
+    return ["run", SPEC_FILE, *tasks, "--address", "auto"]
+
+
 @contextmanager
 def packed(spec: SweepSpec | None = None) -> Iterator[Path]:
     """A folder with the code, and with the spec where there is one; gone afterwards."""
@@ -54,4 +63,6 @@ def packed(spec: SweepSpec | None = None) -> Iterator[Path]:
         if spec is not None:
             text = yaml.safe_dump(portable(spec), sort_keys=False)
             (folder / SPEC_FILE).write_text(text, "utf-8")
+            if source := source_of(spec.task_name):
+                (folder / TASKS_FILE).write_text(source.text, "utf-8")
         yield folder

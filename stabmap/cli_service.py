@@ -1,0 +1,90 @@
+"""Verbs that look after what sweeps leave behind: fsck and serve."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+from typing import Annotated
+
+import typer
+
+from stabmap.cli_cluster import find_here, kept_spec
+from stabmap.cli_parts import AsJson, Home, Insecure, TaskFiles, plain_errors
+from trainables.domain import InputError, Mistake
+
+verbs = typer.Typer()
+
+#: Environment variable with the service's token; TOKEN_FILE names a file that holds it.
+TOKEN = "STABMAP_TOKEN"
+
+
+@verbs.command()
+@plain_errors
+def fsck(
+    sweep: Annotated[str, typer.Argument(help="Hash, MLflow id, title or folder of a sweep.")],
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Write what is missing, take out what is doubled.")
+    ] = False,
+    folder: Home = None,
+    tasks: TaskFiles = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether the store, the database, Optuna and MLflow agree on every point of a sweep.
+
+    The sweep must not be running. Exit code 1: they disagree.
+    """
+    from sweeps import fsck as checks
+    from trainables.tasks import load_tasks
+
+    for path in tasks or ():
+        load_tasks(path)
+    spec = kept_spec(find_here(sweep, folder))
+    before = checks.repair(spec)[0] if repair else None
+    report = checks.check(spec)
+    if as_json:
+        print(json.dumps(report.to_dict() | ({"before": before.to_dict()} if before else {})))
+    else:
+        for finding in before.findings if before else ():
+            print(f"was {finding}")
+        for finding in report.findings:
+            print(finding)
+        verdict = "disagree" if report.findings else "agree"
+        print(f"sweep {report.sweep}: {report.points} points; the records {verdict}")
+    if report.findings:
+        if not repair:
+            print("mend with: stabmap fsck --repair", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@verbs.command()
+@plain_errors
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8787,
+    folder: Home = None,
+    insecure: Insecure = False,
+) -> None:
+    """Answer questions about maps over HTTP, read-only.
+
+    Callers show the token in STABMAP_TOKEN, or in the file that STABMAP_TOKEN_FILE names; without
+    either one is made up and shown here. GET /docs describes the questions.
+    """
+    import uvicorn
+
+    from analysis.load import home
+    from analysis.serve import create_app, is_loopback
+    from sweeps.secrets import read_secret
+
+    token = None if insecure else read_secret(TOKEN)
+    if token is None and not insecure:
+        if not is_loopback(host):
+            law = "a service that others can reach needs a token of yours"
+            remedy = f"set {TOKEN} or {TOKEN}_FILE, or allow everyone with --insecure"
+            raise InputError([Mistake("host", host, law, remedy)])
+        token = secrets.token_urlsafe(24)
+        print(f"token     {token}", file=sys.stderr)
+    local = ["127.0.0.1", "localhost", "[::1]", host]
+    app = create_app(folder or home(), token, local if is_loopback(host) else None)
+    print(f"listening on http://{host}:{port}", file=sys.stderr, flush=True)
+    uvicorn.run(app, host=host, port=port, log_level="warning")
