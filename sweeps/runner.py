@@ -237,7 +237,8 @@ class _Session:
             state = "failed" if status == "FAILED" else self._ending()
             with suppress(OSError):  # a disk that is still full
                 self.store.remember(
-                    **self._facts() | {"state": state, "error": error, "workers": 0}
+                    **self._facts()
+                    | {"state": state, "error": error and redacted(error), "workers": 0}
                 )
             try:
                 if self.rounds.results:

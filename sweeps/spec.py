@@ -620,9 +620,9 @@ def _name_laws(spec: SweepSpec) -> Iterable[Mistake]:
     """Names that become those of runs and files: none may lead out of a folder."""
     names = {"name": spec.name, "tracking.experiment": spec.tracking.experiment}
     for field, name in names.items():
-        if name is None:
-            continue
-        if not 0 < len(name.strip()) <= len(name) <= LONGEST_TITLE:
+        if name is None or (field == "name" and not name):
+            continue  # the task's name is taken
+        if not 0 < len(name) <= LONGEST_TITLE:
             law = f"1 to {LONGEST_TITLE} characters"
             yield Mistake(field, name, law, f"write {_example(field.split('.'))}")
         elif ".." in re.split(r"[/\\]", name) or (field == "name" and re.search(r"[/\\]", name)):

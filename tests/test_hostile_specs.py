@@ -273,7 +273,8 @@ FILES: dict[str, tuple[bytes, str]] = {
         GOOD + b"tracking: {experiment: a/../../b}\n",
         "tracking.experiment = 'a/../../b': no part of the name is ..",
     ),
-    "no name": (GOOD + b"name: ''\n", "name = '': 1 to 200 characters; write name: my-sweep"),
+    "a long sweep name": (GOOD + b"name: " + b"x" * 201, "1 to 200 characters; write name: my"),
+    "no experiment": (GOOD + b"tracking: {experiment: ''}\n", "tracking.experiment = '': 1 to 200"),
     "a long experiment": (
         GOOD + b"tracking: {experiment: " + b"x" * 201 + b"}\n",
         "1 to 200 characters",

@@ -355,8 +355,8 @@ def test_a_sweep_remembers_where_it_was_recorded_without_the_secret(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     monkeypatch.setenv("STABMAP_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(Tracker, "_connect", lambda self: None)
-    monkeypatch.setattr(Tracker, "open", lambda self, known: "0" * 32)
-    monkeypatch.setattr(Tracker, "close", lambda self, status: True)
+    monkeypatch.setattr(Tracker, "open", lambda self, *_, **__: "0" * 32)
+    monkeypatch.setattr(Tracker, "close", lambda self, *_, **__: True)
     monkeypatch.setattr("sweeps.runner._start_ray", no_ray)
     done = CliRunner().invoke(app, ["run", "mnist-mlp"])
     assert done.exit_code == 4, done.output

@@ -762,7 +762,8 @@ def axis_specs(name: str) -> st.SearchStrategy[Any]:
     return value | ranged("log") | ranged("linear")
 
 
-names = st.none() | st.text(st.characters(codec="utf-8"), max_size=12)
+signs = st.characters(codec="utf-8", exclude_characters="/\\").filter(str.isprintable)
+names = st.none() | st.text(signs, max_size=12).filter(lambda name: name != "..")
 
 valid_specs = st.fixed_dictionaries(
     {

@@ -17,6 +17,9 @@ SECRET_VARIABLES = (
     "RAY_AUTH_TOKEN",
 )
 
+#: Those whose value is an address that may have a password in it.
+ADDRESS_VARIABLES = ("MLFLOW_TRACKING_URI", "STABMAP_DATABASE")
+
 HIDDEN = "***"
 
 #: What is looked at of a value that is far too long to be shown.
@@ -40,10 +43,11 @@ def redacted(text: str) -> str:
 def _secrets_of_environment() -> list[str]:
     """As they are and as they are written in an address, the longest first."""
     found = [os.environ.get(name, "") for name in SECRET_VARIABLES]
-    address = re.search(r"://(.*)@", os.environ.get("MLFLOW_TRACKING_URI", ""), re.DOTALL)
-    if address:
-        user, colon, password = address[1].partition(":")
-        found.append(password if colon else user)
+    for name in ADDRESS_VARIABLES:
+        address = re.search(r"://(.*)@", os.environ.get(name, ""), re.DOTALL)
+        if address:
+            user, colon, password = address[1].partition(":")
+            found.append(password if colon else user)
     every = {each for secret in found for each in (secret, unquote(secret))}
     return sorted((s for s in every if len(s) >= SHORTEST_SECRET), key=len, reverse=True)
 
