@@ -40,6 +40,8 @@ def offences(text: str) -> Iterator[str]:
 def _call(node: ast.Call) -> Iterator[str]:
     name = ast.unparse(node.func)
     given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+    if name.endswith("register_pickle_by_value"):  # says how to send a module; reads nothing
+        return
     if name in CALLS | FORBIDDEN or MODULES & set(name.split(".")):
         yield name
     if name == "yaml.load" and ast.unparse(node.args[-1]) != "_Loader":
