@@ -119,6 +119,9 @@ def _run(
     quiet: bool,
 ) -> None:
     """Run a sweep in the foreground; `again` are the words that go on with it."""
+    from sweeps.access import check_access
+
+    check_access(address, insecure)
     if not quiet:
         for note in loaded.notes:
             print(f"note: {note}", file=sys.stderr)

@@ -41,6 +41,10 @@ def check_access(address: str, insecure: bool) -> None:
     Raises:
         InputError: token mode is off, or there is no token, or others may read its file.
     """
+    if address.startswith("ray://"):
+        law = "Ray client connections are not supported"
+        remedy = "run on a node of the cluster with --address auto"
+        raise InputError([Mistake("address", address, law, remedy)])
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS") or "auto"
     if insecure or not re.fullmatch(r".+://.+|.+:[0-9]+", address):

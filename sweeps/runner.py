@@ -124,8 +124,7 @@ def execute(
     insecure: bool = False,
 ) -> Outcome:
     """`run_sweep` with a progress line and with all that there is to say at the end."""
-    check_access(address, insecure)
-    check_surroundings(spec, address)
+    check_surroundings(spec, address, insecure)
     known = facts_in(folder_of(spec)).get("sweep")
     # Before the store: where it cannot be reached nothing is left behind.
     tracker = Tracker(spec, known)
@@ -134,19 +133,9 @@ def execute(
         return session.run(address)
 
 
-def check_surroundings(spec: SweepSpec, address: str) -> None:
+def check_surroundings(spec: SweepSpec, address: str, insecure: bool = False) -> None:
     """Raise for an address, a folder or a device that cannot be used; leaves nothing behind."""
-    if address.startswith("ray://"):
-        raise InputError(
-            [
-                Mistake(
-                    "address",
-                    address,
-                    "Ray client connections are not supported",
-                    "run on a node of the cluster with --address auto",
-                )
-            ]
-        )
+    check_access(address, insecure)
     if address not in ("local", "auto"):
         _knock(address)
     if address == "local" and spec.device.startswith("cuda"):

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 #: One point in so many of a budget belongs to the audit, unless the spec says otherwise.
 AUDIT_SHARE = 8
+#: How the address of a database begins.
+DATABASES = r"sqlite:///.|postgresql(\+\w+)?://."
 #: The stabiliser of a sweep whose alpha is held at 0, where each of them does nothing.
 NO_STABILISER = "none"
 
@@ -564,9 +566,11 @@ EXAMPLES = {
     "resources.cpus": "1",
     "resources.gpus": "0.5",
     "resources.pack": "4",
+    "resources.checkpoints": "/shared/checkpoints",
     "tracking": "{experiment: stabmap}",
     "tracking.address": "http://localhost:5000",
     "tracking.experiment": "stabmap",
+    "database": "postgresql://host/stabmap",
     "folder": "~/.stabmap",
 }
 
@@ -613,6 +617,7 @@ def _laws(spec: SweepSpec) -> Iterable[Mistake]:
     yield from _search_laws(spec, list(axes.values()))
     yield from _budget_laws(spec)
     yield from _name_laws(spec)
+    yield from _database_laws(spec)
     yield from _resource_laws(spec)
 
 
@@ -631,6 +636,13 @@ def _name_laws(spec: SweepSpec) -> Iterable[Mistake]:
     if not spec.folder or os.path.expanduser(spec.folder).startswith("~"):
         law = "names no folder" if not spec.folder else "there is no such user"
         yield Mistake("folder", spec.folder, law, "write the path of a folder, or leave it out")
+
+
+def _database_laws(spec: SweepSpec) -> Iterable[Mistake]:
+    if spec.database is not None and not re.match(DATABASES, spec.database):
+        law = "is no address of a sqlite file or of PostgreSQL"
+        remedy = "write sqlite:////path/file.db or postgresql://user@host/name"
+        yield Mistake("database", spec.database, law, remedy)
 
 
 def _axes_laws(spec: SweepSpec) -> Any:

@@ -127,6 +127,8 @@ class Store:
             ) from error
         try:
             self._write("spec.yaml", yaml.safe_dump(spec.resolved(), sort_keys=False))
+            if spec.source is not None:  # else nobody could train such a point again
+                self._write("task.py", spec.source.text)
             self._log = self._read()
         except BaseException:
             self._lock.close()

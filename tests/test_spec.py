@@ -863,6 +863,7 @@ SILENT: dict[str, list[Any]] = {
     "resources": [{"pack": 1}, {"workers": 2}, {"cpus": 2}],
     "tracking": [{"address": "http://elsewhere"}, {"experiment": "other"}],
     "folder": ["/tmp/elsewhere"],
+    "database": ["sqlite:////data/stabmap.db", "postgresql://host/stabmap"],
 }
 #: Everything else: each of these is another sweep.
 TELLING: dict[str, list[Any]] = {
