@@ -35,7 +35,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 #: Points that each worker trains, points in a pack, and seconds of a training.
 POINTS, PACK, SECONDS = 32, 4, 1.0
 #: Updates of a training, and times that a training asks its network for outputs in all.
-STEPS = 5
+STEPS = 20
 
 TASK = '''
 """A network that takes its time."""
