@@ -163,7 +163,9 @@ def work(workers: int) -> tuple[float, float]:
         (folder / "sweep.json").write_text(json.dumps(spec | {"backend": "loop"}))
         words = [sys.executable, "-m", "stabmap", "run", str(folder / "sweep.json"), "-q"]
         begin = time.monotonic()
-        subprocess.run([*words, "--tasks", str(folder / "sleeper.py")], check=True)
+        subprocess.run(
+            [*words, "--tasks", str(folder / "sleeper.py")], check=True, stdout=subprocess.DEVNULL
+        )
         whole = time.monotonic() - begin
         [log] = folder.glob("sweeps/*/results.jsonl")
         ends = sorted(json.loads(line)["finished_at"] for line in log.read_text().splitlines())
