@@ -37,60 +37,8 @@ POINTS, PACK, SECONDS = 32, 4, 1.0
 #: Updates of a training, and times that a training asks its network for outputs in all.
 STEPS = 20
 
-TASK = '''
-"""A network that takes its time."""
-
-import os
-import time
-from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import nn
-
-from trainables.losses import MEAN_SQUARED_ERROR
-
-
-class Slow(nn.Module):
-    def __init__(self, seconds):
-        super().__init__()
-        self.linear = nn.Linear(1, 1, bias=False, dtype=torch.float64)
-        self.seconds = seconds
-
-    def forward(self, x):
-        if torch.is_grad_enabled():
-            time.sleep(self.seconds)
-        return self.linear(x)
-
-
-@dataclass(frozen=True)
-class Sleeper:
-    name: ClassVar[str] = "sleeper"
-    metric_name: ClassVar[str] = "loss"
-    regularised_layer: ClassVar[str] = "linear"
-    stand_in: ClassVar[str | None] = None
-    seconds: float = 0.01
-
-    @property
-    def loss(self):
-        return MEAN_SQUARED_ERROR
-
-    @property
-    def batch(self):
-        return None
-
-    def module(self, seed):
-        torch.manual_seed(seed)
-        return Slow(self.seconds)
-
-    def train_data(self):
-        return torch.ones(4, 1, dtype=torch.float64), torch.ones(4, 1, dtype=torch.float64)
-
-    test_data = train_data
-
-    def metric(self, outputs, targets):
-        return float((outputs - targets).square().mean())
-'''
+#: The task: `--tasks` ships it to the workers.
+TASK = Path(__file__).with_name("_sleeper.py")
 
 
 def spec_of(folder: Path, points: int, **given: Any) -> dict[str, Any]:
@@ -155,7 +103,6 @@ def work(workers: int) -> tuple[float, float]:
     """Efficiency with so many workers, and seconds of the whole command."""
     with tempfile.TemporaryDirectory() as name:
         folder, points = Path(name), POINTS * workers
-        (folder / "sleeper.py").write_text(TASK)
         spec = spec_of(folder, points, steps=STEPS, lyapunov=False, sharpness=False, early=False)
         spec["task"] = {"name": "sleeper", "seconds": SECONDS / (2 * STEPS)}  # two k
         spec["search"]["batch"] = PACK * workers
@@ -163,9 +110,7 @@ def work(workers: int) -> tuple[float, float]:
         (folder / "sweep.json").write_text(json.dumps(spec | {"backend": "loop"}))
         words = [sys.executable, "-m", "stabmap", "run", str(folder / "sweep.json"), "-q"]
         begin = time.monotonic()
-        subprocess.run(
-            [*words, "--tasks", str(folder / "sleeper.py")], check=True, stdout=subprocess.DEVNULL
-        )
+        subprocess.run([*words, "--tasks", str(TASK)], check=True, stdout=subprocess.DEVNULL)
         whole = time.monotonic() - begin
         [log] = folder.glob("sweeps/*/results.jsonl")
         ends = sorted(json.loads(line)["finished_at"] for line in log.read_text().splitlines())
