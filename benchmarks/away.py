@@ -3,10 +3,10 @@
 Run: .venv/bin/python benchmarks/away.py [--seconds 60] [--report]   (or: make soak)
 
 The same sweep twice on one MLflow server with PostgreSQL, both started here on loopback: once
-undisturbed, once with `kill -9` to the server in the middle, which is started again after a minute.
-Trainings take a fixed time and no processor. Compared are the times from the first to the last result; afterwards
-MLflow must have every point once, finished, and `stabmap fsck` has to agree. `--report` keeps what
-is printed in benchmarks/reports/away.md. About seven minutes. Needs PostgreSQL.
+undisturbed, once with `kill -9` to the server in the middle, which is started again later.
+Trainings take a fixed time and no processor. Compared are the times from the first to the last
+result; afterwards `stabmap fsck` has to find every point once, finished. `--report` keeps what is
+printed in benchmarks/reports/away.md. About seven minutes. Needs PostgreSQL.
 """
 
 from __future__ import annotations

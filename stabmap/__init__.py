@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from analysis import theory
     from analysis.load import load_map
     from analysis.map import StabilityMap
+    from stabmap.guard import MapGuard, UnstableError
     from sweeps.runner import run_sweep
     from sweeps.search.boundary import BoundarySampler
     from sweeps.spec import SweepSpec, load_spec
@@ -68,6 +69,7 @@ _PLACES = {
     "Axis": "trainables.domain",
     "BoundarySampler": "sweeps.search.boundary",
     "InputError": "trainables.domain",
+    "MapGuard": "stabmap.guard",
     "Margins": "trainables.domain",
     "Mistake": "trainables.domain",
     "NotReproducibleError": "trainables.domain",
@@ -82,6 +84,7 @@ _PLACES = {
     "Task": "trainables.tasks",
     "Training": "trainables.domain",
     "UnreachableError": "trainables.domain",
+    "UnstableError": "stabmap.guard",
     "Verdict": "trainables.domain",
     "dry_run": "trainables.dynamics.dry_run",
     "evaluate": "trainables.evaluate",
@@ -100,6 +103,7 @@ __all__ = [
     "Axis",
     "BoundarySampler",
     "InputError",
+    "MapGuard",
     "Margins",
     "Mistake",
     "NotReproducibleError",
@@ -114,6 +118,7 @@ __all__ = [
     "Task",
     "Training",
     "UnreachableError",
+    "UnstableError",
     "Verdict",
     "__version__",
     "dry_run",
