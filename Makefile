@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 READY := $(VENV)/.ready
-BENCHMARKS := $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
+BENCHMARKS := $(sort $(filter-out benchmarks/_% benchmarks/soak.py,$(wildcard benchmarks/*.py)))
 
 # Neither Ray nor MLflow reports usage from anything started here.
 export RAY_USAGE_STATS_ENABLED := 0
@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup sweep lint test bench pins clean
+.PHONY: help setup sweep lint test soak bench pins clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ lint: $(READY)  ## style, formatting, types and import directions
 
 test: lint  ## lint, then all tests
 	$(BIN)/pytest
+
+soak: $(READY)  ## a sweep under 20 kills of worker, driver, MLflow and PostgreSQL: 12 minutes
+	$(BIN)/python benchmarks/soak.py
 
 bench: $(READY)  ## run every benchmark, one after the other
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done

@@ -32,6 +32,8 @@ VARIABLE = "STABMAP_DATABASE"
 FILE = "stabmap.db"
 #: Seconds within which a server has to take a connection.
 CONNECT_SECONDS = 5
+#: Seconds after which a silent end of a connection is taken for lost, by us and by the server.
+SILENT_SECONDS = 60
 #: Keys that one question asks for.
 MANY = 500
 
@@ -113,7 +115,7 @@ class Database:
         """
         with self._clear_errors():
             self._make_tables()
-            self._hold()
+            self.hold()
             with self._engine.begin() as connection:
                 spec = json.dumps(self._spec.resolved(), sort_keys=True)
                 row = {"sweep": self._spec.hash, "spec": spec}
@@ -129,23 +131,42 @@ class Database:
         except sql.exc.SQLAlchemyError:
             _tables.create_all(self._engine)
 
-    def _hold(self) -> None:
-        """Keep other machines off the sweep while this process is connected.
+    def hold(self) -> None:
+        """Keep other machines off the sweep while this process is connected; again if need be.
 
         Raises:
             StabmapError: another one holds it.
         """
-        if self._engine.dialect.name != "postgresql" or self._held is not None:
+        if self._engine.dialect.name != "postgresql" or self._holds():
             return  # a file: the store's lock does
         held = self._engine.connect()
         number = int(self._spec.hash, 16) - 2**63  # PostgreSQL counts locks in signed 64 bits
-        if not held.scalar(sql.text("select pg_try_advisory_lock(:n)"), {"n": number}):
+        got = held.scalar(sql.text("select pg_try_advisory_lock(:n)"), {"n": number})
+        # Else a machine that was cut off would keep its sweep for hours.
+        held.execute(sql.text(f"set tcp_keepalives_idle = {SILENT_SECONDS // 2}"))
+        held.execute(sql.text(f"set tcp_keepalives_interval = {SILENT_SECONDS // 6}"))
+        held.execute(sql.text("set tcp_keepalives_count = 3"))
+        held.commit()  # the lock stays; an open transaction would be in the way of a vacuum
+        if not got:
             held.close()
             raise StabmapError(
                 f"sweep {self._spec.hash} is being run on another machine; wait for it, or stop "
                 "it there first"
             )
         self._held = held
+
+    def _holds(self) -> bool:
+        """Whether the lock is still ours: it goes with its connection."""
+        if self._held is None:
+            return False
+        try:
+            self._held.scalar(sql.select(1))
+            self._held.commit()
+        except sql.exc.SQLAlchemyError:
+            self._held.invalidate()
+            self._held.close()
+            self._held = None
+        return self._held is not None
 
     def remember_run(self, mlflow_run: str) -> None:
         """Keep the id of the sweep's MLflow run."""
@@ -253,7 +274,14 @@ def _options(address: str) -> dict[str, Any]:
     """How to connect: briefly to a server, and never with a connection that has died."""
     if address.startswith("sqlite"):
         return {"connect_args": {"timeout": 60}}
-    return {"connect_args": {"connect_timeout": CONNECT_SECONDS}, "pool_pre_ping": True}
+    arguments = {
+        "connect_timeout": CONNECT_SECONDS,
+        "keepalives_idle": SILENT_SECONDS // 2,
+        "keepalives_interval": SILENT_SECONDS // 6,
+        "keepalives_count": 3,
+        "tcp_user_timeout": SILENT_SECONDS * 1000,  # what was sent and is never acknowledged
+    }
+    return {"connect_args": arguments, "pool_pre_ping": True}
 
 
 def _trial(spec: SweepSpec, entry: Entry) -> optuna.trial.FrozenTrial:

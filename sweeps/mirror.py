@@ -74,6 +74,7 @@ class Mirror:
             self._database.open()
             self._there = self._database.keys()
             self._opened = True
+        self._database.hold()
         numbered = [record for record in records if isinstance(record, tuple)]
         new = [entry for _, entry in numbered if entry.key not in self._there]
         self._database.write(new)

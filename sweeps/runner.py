@@ -17,11 +17,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
+from uuid import uuid4
 
 # Ray reads these when it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints a table even at verbose 0
 os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is handled here
+os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # stacks of packs that are begun again
 
 import ray
 from ray import tune
@@ -247,9 +249,11 @@ class _Session:
 
     def _open(self) -> None:
         """Begin with MLflow and the database, or go on with what they know."""
-        begun = self.store.recall().get("sweep")
+        before = self.store.recall()
+        begun, origin = before.get("sweep"), before.get("origin", uuid4().hex)
+        self.store.remember(origin=origin)
         elsewhere = self.mirror.open(begun is not None)
-        self.tracker.known = begun or elsewhere
+        self.tracker.known, self.tracker.origin = begun or elsewhere, origin
         sweep = self.tracker.open()
         self.mirror.remember_run(sweep)
         facts = {"sweep": sweep, "tracking": redacted(self.tracker.uri), "title": self.spec.title}

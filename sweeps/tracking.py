@@ -39,6 +39,7 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 PARENT_TAG = "mlflow.parentRunId"
 POINT_TAG = "stabmap.point"
 HASH_TAG = "stabmap.spec"
+ORIGIN_TAG = "stabmap.origin"
 PACKAGES = ("torch", "ray", "optuna", "mlflow", "numpy")
 #: What MLflow answers where a record is wrong and the server is not.
 REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST")
@@ -112,6 +113,8 @@ class Tracker:
         self.uri = tracking_uri(spec)
         self._spec = spec
         self.known = known
+        #: What tells the parent run of this store from all others, before its id is known.
+        self.origin: str | None = None
         self._records = Backlog[Record]("MLflow", self._write, _is_refusal)
         self._recorded: set[str] = set()
         self._doubtful = False
@@ -207,14 +210,24 @@ class Tracker:
             self._go_on()
             self._recorded = self._finished_children()
             return
-        run = self._client.create_run(
-            self._experiment_id, run_name=self._spec.title, tags=self._parent_tags()
-        )
-        self.sweep_id = run.info.run_id
+        self.sweep_id = self._begun() or self._create()
         log_batch(self._client, self.sweep_id, [], self._parent_params())
         self._client.log_text(
             self.sweep_id, yaml.safe_dump(self._spec.resolved(), sort_keys=False), "spec.yaml"
         )
+
+    def _create(self) -> str:
+        tags, name = self._parent_tags(), self._spec.title
+        run = self._client.create_run(self._experiment_id, run_name=name, tags=tags)
+        return str(run.info.run_id)
+
+    def _begun(self) -> str | None:
+        """The parent run of an earlier call that was killed before it could keep the id."""
+        if self.origin is None:
+            return None
+        mine = f"tags.`{ORIGIN_TAG}` = '{self.origin}'"
+        runs = self._client.search_runs([self._experiment_id], mine, max_results=1)
+        return str(runs[0].info.run_id) if runs else None
 
     def _go_on(self) -> None:
         self._experiment_id = self._client.get_run(self.sweep_id).info.experiment_id
@@ -252,6 +265,8 @@ class Tracker:
             "python": platform.python_version(),
             "stabmap": __version__,
         }
+        if self.origin is not None:
+            tags[ORIGIN_TAG] = self.origin
         return tags | {package: version(package) for package in PACKAGES}
 
     def _parent_params(self) -> dict[str, str]:

@@ -261,3 +261,17 @@ def test_the_verb(done: SweepSpec) -> None:
     result = CliRunner().invoke(app, ["fsck", folder, "--repair"])
     assert result.exit_code == 0
     assert "was MLflow: 5 runs are missing" in result.stdout
+
+
+def test_a_parent_run_whose_id_was_not_kept_is_found_again(tmp_path: Path) -> None:
+    """A kill between MLflow's answer and the store: no second parent, none left running."""
+    spec = spec_in(tmp_path)
+    found = []
+    for origin in ("here", "here", "elsewhere"):
+        tracker = Tracker(spec)
+        tracker.origin = origin
+        found.append(tracker.open())
+        assert tracker.close("FINISHED", 60.0)
+    assert found[0] == found[1] != found[2]
+    for run in map(client_of(spec).get_run, found):
+        assert run.info.status == "FINISHED" and run.data.params

@@ -1,6 +1,6 @@
-"""A sweep on three hosts, of which one is cut off and one is lost: nothing of it shows in the map.
+"""A sweep on three hosts, of which one is cut off and one is lost: nothing of that shows.
 
-The hosts share what a cluster shares: the code, and nothing else. Each has its own temporary folder.
+The hosts share what machines of a cluster share: code, but no temporary folder.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def run(path: Path, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_lost_hosts_do_not_change_the_map(tmp_path: Path) -> None:
-    """Cut off and killed in the middle: no point lost or doubled, the map as of a single machine."""
+    """In the middle of it: no point is lost or doubled, and the map is that of one machine."""
     path, home, whole, log = (
         tmp_path / name for name in ("sweep.yaml", "home", "whole", "driver.log")
     )
