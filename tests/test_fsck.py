@@ -25,6 +25,7 @@ from sweeps.rounds import Rounds, distance_to_boundary
 from sweeps.search.space import to_point
 from sweeps.spec import SweepSpec
 from sweeps.store import Entry, Store
+from sweeps.tracking import Tracker
 from trainables.domain import Point, StabmapError
 
 
