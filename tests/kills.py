@@ -16,14 +16,20 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import sqlalchemy as sql
 from mlflow import MlflowClient
 from servers import ROOT, PostgreSQL, Server, mlflow_server, postgresql
+
+from sweeps.rounds import Rounds
+from sweeps.spec import load_spec
+from trainables.evaluate import evaluate
+from trainables.tasks import get_task
 
 VICTIMS = ("worker", "driver", "MLflow", "PostgreSQL")
 #: Seconds that a killed server stays away.
@@ -34,6 +40,7 @@ BETWEEN = (1, 8)
 MARK = "STABMAP_TEST_MARK"
 #: What Ray calls a worker that trains.
 WORKER = "Trainable"
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 SPEC: dict[str, Any] = {
     "task": {"name": "one-layer-cnn", "image": 64},
@@ -59,8 +66,8 @@ class Report:
         doubled: results, rows and runs beyond the first of a point.
         running: MLflow runs that are left RUNNING.
         fsck: what `stabmap fsck` prints, and its exit code.
-        same: whether the map is that of an undisturbed run, to the byte.
         left: processes that outlived the sweep.
+        map: the map's file.
         seconds: from the first start to the end.
     """
 
@@ -71,15 +78,14 @@ class Report:
     doubled: int = 0
     running: int = 0
     fsck: tuple[int, str] = (-1, "")
-    same: bool = False
     left: int = 0
+    map: bytes = b""
     seconds: float = 0.0
 
     @property
     def clean(self) -> bool:
         """Whether nothing of the kills is left to be seen."""
-        harm = self.lost or self.doubled or self.running or self.fsck[0] or self.left
-        return self.same and not harm
+        return not (self.lost or self.doubled or self.running or self.fsck[0] or self.left)
 
 
 class Driver:
@@ -98,15 +104,17 @@ class Driver:
         self._environment = {**os.environ, MARK: self._mark, "PYTHONPATH": _path()}
         self._process: subprocess.Popen[bytes] | None = None
 
-    def _command(self, verb: str) -> list[str]:
-        words = [sys.executable, "-m", "stabmap", verb, str(self._path)]
-        return [*words, "-o", f"folder={self.home}"]
+    def _command(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "stabmap", *words]
 
     def start(self) -> None:
         """Begin, or go on with the same command."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command("run"), env=self._environment, stdout=log, stderr=log
+                self._command("run", str(self._path), "-o", f"folder={self.home}"),
+                env=self._environment,
+                stdout=log,
+                stderr=log,
             )
 
     @property
@@ -121,22 +129,14 @@ class Driver:
         self._process.kill()
         self._process.wait()
 
-    def pids(self) -> list[int]:
-        """All processes that it has started, and itself."""
+    def pids(self, of: str = "", without: Sequence[str] = ()) -> list[int]:
+        """All processes that it has started, and itself; by what they call themselves."""
         sign, found = f"{MARK}={self._mark}".encode(), []
-        for path in Path("/proc").glob("[0-9]*/environ"):
+        for path in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                if sign in path.read_bytes().split(b"\0"):
-                    found.append(int(path.parent.name))
-        return found
-
-    def workers(self) -> list[int]:
-        """Those that train."""
-        found = []
-        for pid in self.pids():
-            with suppress(OSError):
-                if WORKER in Path(f"/proc/{pid}/cmdline").read_text():
-                    found.append(pid)
+                title = (path / "cmdline").read_text(errors="replace")
+                if sign in (path / "environ").read_bytes().split(b"\0") and of in title:
+                    found += [] if any(map(title.__contains__, without)) else [int(path.name)]
         return sorted(found)
 
     def results(self) -> list[dict[str, Any]]:
@@ -147,8 +147,9 @@ class Driver:
 
     def fsck(self) -> tuple[int, str]:
         """`stabmap fsck`: exit code and output."""
+        [sweep] = (self.home / "sweeps").iterdir()
         done = subprocess.run(
-            self._command("fsck"),
+            self._command("fsck", str(sweep)),
             env=self._environment,
             capture_output=True,
             text=True,
@@ -179,7 +180,7 @@ class Driver:
 def run_under_kills(
     folder: Path, spec: Mapping[str, Any], kills: int, seed: int, limit: float
 ) -> Report:
-    """Run a sweep to its end in spite of so many kills, and one without any, and compare.
+    """Run a sweep to its end in spite of so many kills.
 
     Args:
         folder: an empty folder.
@@ -194,21 +195,41 @@ def run_under_kills(
         addresses = {"database": results, "tracking": {"address": mlflow.url}}
         report, until = Report(), begin + limit
         with Driver(folder / "struck", {**spec, **addresses}) as driver:
-            for victim in _order(kills, chance):
-                _wait_for_results(driver, chance.randint(*BETWEEN), until)
-                report.kills.append(victim)
-                report.killed_at.append(len(driver.results()))
-                _kill(victim, driver, mlflow, database, chance, until)
+            with closing(_Executioner(driver, mlflow, database, chance)) as executioner:
+                for victim in _order(kills, chance):
+                    _wait_for_results(driver, chance.randint(*BETWEEN), until)
+                    report.kills.append(victim)
+                    report.killed_at.append(len(driver.results()))
+                    print(f"{report.killed_at[-1]} results: kill -9 {victim}", file=sys.stderr)
+                    executioner.kill(victim, until)
             _wait_for_end(driver, until)
             report.seconds = time.monotonic() - begin
             report.left = _survivors(driver)
             report.fsck = driver.fsck()
             _count(report, driver, spec["budget"]["points"], mlflow, results)
-            struck = driver.map()
-    with Driver(folder / "whole", spec) as driver:
-        _wait_for_end(driver, until)
-        report.same = struck == driver.map()
+            report.map = driver.map()
     return report
+
+
+def run_undisturbed(folder: Path, spec: Mapping[str, Any], limit: float) -> bytes:
+    """The map's file of the same sweep without servers and kills."""
+    with Driver(folder / "whole", spec) as driver:
+        _wait_for_end(driver, time.monotonic() + limit)
+        return driver.map()
+
+
+def evaluate_all(folder: Path, spec: Mapping[str, Any]) -> bytes:
+    """The map's file without Ray, packs, store and records: proposals and trainings alone."""
+    loaded = load_spec(spec)
+    rounds, task = Rounds(loaded), get_task(loaded.task_name, **loaded.task_options)
+    while proposed := rounds.propose():
+        points = [point for _, point in proposed]
+        results = evaluate(points, task, **asdict(loaded.training))
+        for (number, _), result in zip(proposed, results, strict=True):
+            rounds.record(number, result)
+    path = folder / "evaluated.parquet"
+    rounds.map().write_parquet(path)
+    return path.read_bytes()
 
 
 @contextmanager
@@ -249,29 +270,60 @@ def _check(driver: Driver, until: float) -> None:
         raise RuntimeError(f"{ending}:\n{driver.log.read_text()[-3000:]}")
 
 
-def _kill(
-    victim: str,
-    driver: Driver,
-    mlflow: Server,
-    database: PostgreSQL,
-    chance: random.Random,
-    until: float,
-) -> None:
-    """`kill -9`; the driver is started again at once, a server after a while."""
-    if victim == "worker":
-        while not (workers := driver.workers()):
-            _check(driver, until)
+class _Executioner:
+    """Kills with `kill -9`. The driver is started again at once, a server after a while.
+
+    Meanwhile others may be killed, so a driver may find no server when it begins.
+    """
+
+    def __init__(
+        self, driver: Driver, mlflow: Server, database: PostgreSQL, chance: random.Random
+    ) -> None:
+        self._driver, self._chance = driver, chance
+        self._servers: dict[str, Server] = {"MLflow": mlflow, "PostgreSQL": database}
+        self._revivals: dict[str, Future[None]] = {}
+        self._threads = ThreadPoolExecutor(len(self._servers))
+
+    def kill(self, victim: str, until: float) -> None:
+        if victim == "worker":
+            self._kill_worker(until)
+        elif victim == "driver":
+            self._driver.kill()
+            self._driver.start()
+        else:
+            self._wait_for(victim)
+            server, away = self._servers[victim], self._chance.uniform(*AWAY)
+            server.kill()
+            self._revivals[victim] = self._threads.submit(_revive, server, away)
+
+    def _kill_worker(self, until: float) -> None:
+        while not (workers := self._driver.pids(of=WORKER)):
+            _check(self._driver, until)
             time.sleep(0.05)
         with suppress(ProcessLookupError):
-            os.kill(chance.choice(workers), signal.SIGKILL)
-    elif victim == "driver":
-        driver.kill()
-        driver.start()
-    else:
-        server: Server = mlflow if victim == "MLflow" else database
-        server.kill()
-        time.sleep(chance.uniform(*AWAY))
-        server.start()
+            os.kill(self._chance.choice(workers), signal.SIGKILL)
+
+    def _wait_for(self, server: str) -> None:
+        if server in self._revivals:
+            self._revivals.pop(server).result()
+
+    def close(self) -> None:
+        """Until all servers are back."""
+        for server in self._servers:
+            self._wait_for(server)
+        self._threads.shutdown()
+
+
+def _revive(server: Server, away: float) -> None:
+    time.sleep(away)
+    for left in range(2, -1, -1):  # MLflow gives up where PostgreSQL is away: so it is tried again
+        try:
+            server.start()
+        except RuntimeError:
+            if not left:
+                raise
+        else:
+            return
 
 
 def _wait_for_end(driver: Driver, until: float) -> None:
@@ -282,11 +334,14 @@ def _wait_for_end(driver: Driver, until: float) -> None:
 
 
 def _survivors(driver: Driver, patience: float = 20.0) -> int:
-    """Processes of the sweep that are there when they had time to end."""
+    """Processes of the sweep that are there when they had time to end.
+
+    Without Ray's agents: after a kill they look for their cluster for a minute or two, then end.
+    """
     deadline = time.monotonic() + patience
-    while (pids := driver.pids()) and time.monotonic() < deadline:
+    while (left := driver.pids(without=AGENTS)) and time.monotonic() < deadline:
         time.sleep(0.2)
-    return len(pids)
+    return len(left)
 
 
 def _count(report: Report, driver: Driver, budget: int, mlflow: Server, database: str) -> None:
