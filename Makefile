@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 READY := $(VENV)/.ready
-BENCHMARKS := $(sort $(filter-out benchmarks/_% benchmarks/soak.py,$(wildcard benchmarks/*.py)))
+BENCHMARKS := $(sort $(filter-out benchmarks/_% benchmarks/soak.py benchmarks/away.py,$(wildcard benchmarks/*.py)))
 
 # Neither Ray nor MLflow reports usage from anything started here.
 export RAY_USAGE_STATS_ENABLED := 0
@@ -47,8 +47,9 @@ lint: $(READY)  ## style, formatting, types and import directions
 test: lint  ## lint, then all tests
 	$(BIN)/pytest
 
-soak: $(READY)  ## a sweep under 20 kills of worker, driver, MLflow and PostgreSQL: 12 minutes
+soak: $(READY)  ## 20 kills of worker, driver, MLflow and PostgreSQL; MLflow away: 20 minutes
 	$(BIN)/python benchmarks/soak.py
+	$(BIN)/python benchmarks/away.py --report
 
 bench: $(READY)  ## run every benchmark, one after the other
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
