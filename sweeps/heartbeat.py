@@ -40,12 +40,13 @@ class Heartbeat:
             now = time.monotonic()
             if now - reported >= REPORT_SECONDS:
                 reported = now
-                with suppress(OSError):  # a full disk: the results matter more
+                with suppress(Exception):  # a full disk, Ray away: a request must still be heard
                     self._store.remember(**self._facts())
             if self._over.wait(LOOK_SECONDS):
                 return
             if word := self._store.asked():
-                self._store.answer()
+                with suppress(OSError):
+                    self._store.answer()
                 self._asked(word)
 
     def __enter__(self) -> None:

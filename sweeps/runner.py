@@ -31,7 +31,7 @@ from ray import tune
 from analysis.load import ARTIFACT_FOLDER, redacted
 from analysis.map import MAP_FILE, StabilityMap
 from analysis.plot import plot_map
-from sweeps.access import check_access
+from sweeps.access import check_access, knock
 from sweeps.heartbeat import Heartbeat
 from sweeps.mirror import Mirror
 from sweeps.progress import Progress
@@ -41,8 +41,6 @@ from sweeps.spec import SweepSpec
 from sweeps.store import FULL, Entry, Store, facts_in, folder_of, key_of, unwritable
 from sweeps.tracking import Tracker, review_command
 from trainables.domain import (
-    InputError,
-    Mistake,
     NotReproducibleError,
     Point,
     PointResult,
@@ -142,7 +140,7 @@ def check_surroundings(spec: SweepSpec, address: str, insecure: bool = False) ->
     """Raise for an address, a folder or a device that cannot be used; leaves nothing behind."""
     check_access(address, insecure)
     if address not in ("local", "auto"):
-        _knock(address)
+        knock(address)
     if address == "local" and spec.device.startswith("cuda"):
         from trainables.trajectory import require_gpu
 
@@ -169,29 +167,6 @@ def _check_database(spec: SweepSpec) -> None:
             f"{field} = {redacted(address)!r}: there is no folder {str(place)!r}; make it, or "
             "leave the address out to use a local sqlite file"
         )
-
-
-def _knock(address: str) -> None:
-    """Raise unless something listens at host:port; Ray itself would try for minutes."""
-    host, separator, port = address.rpartition(":")
-    if not separator or not host or not port.isdigit():
-        raise InputError(
-            [
-                Mistake(
-                    "address",
-                    address,
-                    "no address of a Ray cluster",
-                    "use local, auto or host:port",
-                )
-            ]
-        )
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except OSError as error:
-        raise UnreachableError(
-            f"address = {address!r}: nothing answers there ({error}); start the cluster, or use "
-            "--address local"
-        ) from error
 
 
 class _Session:
@@ -224,6 +199,8 @@ class _Session:
             with self.heartbeat:
                 self._run(address)
             status = "KILLED" if self.ended else "FINISHED"
+        except KeyboardInterrupt:  # before Tune began, or the second one
+            self.ended, status = "interrupted", "KILLED"
         except Exception as caught:
             error = str(caught)
             raise
@@ -263,19 +240,26 @@ class _Session:
         self.store.remember(**facts)
 
     def _run(self, address: str) -> None:
-        if self.searcher.fill() is not None:  # else all results are known: Ray is not needed
-            with _ray(self.spec, address) as scratch, self._interruptible():
-                self._train(scratch)
-        elif self.searcher.failure is not None:
-            raise _not_kept(self.searcher.failure, self.spec, len(self.rounds.results))
+        try:
+            if self.searcher.fill() is not None:  # else all results are known: Ray is not needed
+                with _ray(self.spec, address) as scratch, self._interruptible():
+                    self._train(scratch)
+            elif self.searcher.failure is not None:
+                raise _not_kept(self.searcher.failure, self.spec, len(self.rounds.results))
+        finally:
+            self.searcher.close()  # the map is made from what its thread writes
         self.rounds.finish()
 
     def _close(self, status: str, state: str) -> bool:
         """Let MLflow and the database have what they miss; whether they took it."""
         patience = PATIENCE if status == "FINISHED" else IMPATIENCE
         self.tracker.tag("state", state)
-        recorded = self.tracker.close(status, patience)
-        return self.mirror.close(patience) and recorded
+        try:
+            recorded = self.tracker.close(status, patience)
+            return self.mirror.close(patience) and recorded
+        except KeyboardInterrupt:  # who asked for an end need not wait for a server
+            self.mirror.close(0.0)
+            return False
 
     def _facts(self) -> dict[str, Any]:
         """What other processes may want to know of a sweep that runs."""
@@ -318,7 +302,6 @@ class _Session:
         try:
             self._fit(scratch)
         finally:
-            self.searcher.close()
             self.progress.stop()
 
     def _ending(self) -> Ending:

@@ -92,10 +92,14 @@ def folder_of(spec: SweepSpec) -> Path:
 
 
 def facts_in(folder: Path) -> dict[str, Any]:
-    """Small facts about the sweep in a folder; none where there is no sweep."""
-    path = folder / "sweep.json"
-    facts: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    return facts
+    """Small facts about the sweep in a folder; none where there is no sweep, or they are damaged.
+
+    They can be had again: the log has the results, the database the id of the MLflow run.
+    """
+    facts = None
+    with suppress(FileNotFoundError, ValueError):  # bad JSON and bad characters are ValueErrors
+        facts = json.loads((folder / "sweep.json").read_text("utf-8"))
+    return facts if isinstance(facts, dict) else {}
 
 
 class Store:

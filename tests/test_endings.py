@@ -1,0 +1,85 @@
+"""However a sweep ends, its folder says so, and another process is heard until then."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from recorded import spec_in
+
+from sweeps import heartbeat, runner
+from sweeps.heartbeat import Heartbeat
+from sweeps.runner import _Session, check_surroundings
+from sweeps.status import CONTROL, read_status
+from sweeps.store import Store, facts_in
+from sweeps.tracking import Tracker
+from trainables.domain import InputError
+
+
+def ctrl_c(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("moment", ["fill", "_start_ray"])
+def test_ctrl_c_before_the_first_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """While results are replayed or Ray is started: interrupted, and not failed."""
+    spec = spec_in(tmp_path)
+    tracker = Tracker(spec)
+    with Store(spec) as store:
+        session = _Session(spec, store, tracker, None)
+        monkeypatch.setattr(session.searcher if moment == "fill" else runner, moment, ctrl_c)
+        outcome = session.run("local")
+        folder = store.folder
+    assert outcome.ending == read_status(folder).state == "interrupted"
+    assert tracker._client.get_run(outcome.sweep).info.status == "KILLED"
+
+
+def test_ctrl_c_ends_the_wait_for_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known is told; what MLflow has missed, the next call writes."""
+    spec = spec_in(tmp_path)
+    tracker = Tracker(spec)
+    with Store(spec) as store:
+        session = _Session(spec, store, tracker, None)
+        session._open()
+        close = tracker.close
+        monkeypatch.setattr(tracker, "close", ctrl_c)
+        assert not session._close("FINISHED", "complete")
+    assert not session.mirror._records._thread.is_alive()
+    close("KILLED", 60.0)
+
+
+def test_a_request_is_heard_where_the_state_cannot_be_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray may be away just when it is asked what it has."""
+    monkeypatch.setattr(heartbeat, "LOOK_SECONDS", 0.01)
+    heard = threading.Event()
+
+    def facts() -> dict[str, Any]:
+        raise RuntimeError("Ray is away")
+
+    with Store(spec_in(tmp_path)) as store, Heartbeat(store, facts, lambda _: heard.set()):
+        (store.folder / CONTROL).write_text("pause")
+        assert heard.wait(10)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\udcff"])
+def test_damaged_facts_are_made_anew(tmp_path: Path, text: str) -> None:
+    """As a crash of the machine may leave them: nothing in them is lost for good."""
+    with Store(spec_in(tmp_path)) as store:
+        store.remember(sweep="one")
+        (store.folder / "sweep.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+        assert facts_in(store.folder) == {}
+        store.remember(sweep="two")
+        assert json.loads((store.folder / "sweep.json").read_text()) == {"sweep": "two"}
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:99999", "there", ":1", "a:b"])
+def test_a_malformed_address(tmp_path: Path, address: str) -> None:
+    with pytest.raises(InputError, match="is no address of a Ray cluster"):
+        check_surroundings(spec_in(tmp_path), address, insecure=True)
