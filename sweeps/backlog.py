@@ -22,6 +22,8 @@ PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 GATHER = 0.5
 #: Records that are written together, at most.
 TOGETHER = 256
+#: Seconds beyond the patience that a single write may take at the end: a connection can hang.
+HANGING = 60.0
 
 
 class Backlog(Generic[Record]):
@@ -87,8 +89,11 @@ class Backlog(Generic[Record]):
         with self._changed:
             self._closing = time.monotonic() + patience
             self._changed.notify()
-        if self._thread.is_alive():
-            self._thread.join()
+        while self._thread.is_alive():
+            until = max(self._closing, self._taken_at + patience) + HANGING
+            if time.monotonic() >= until:
+                break  # the thread is a daemon: it ends with the process
+            self._thread.join(min(1.0, until - time.monotonic()))
         return len(self._waiting) + self._left_out
 
     def _work(self) -> None:

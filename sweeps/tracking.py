@@ -398,23 +398,25 @@ class Tracker:
                 self.away = False
             self._recorded = self._finished_children()
         self._doubtful = True
-        points = [r for r in records if isinstance(r, _Trained)]
-        for record in records:
+        self._write_points([r for r in records if isinstance(r, _Trained)])
+        for record in records:  # after the points: the last one says that the sweep is over
             if not isinstance(record, _Trained):
                 record()
-        self._write_points([p for p in points if p.entry.key not in self._recorded])
         self._doubtful = False
 
     def _write_points(self, points: Sequence[_Trained]) -> None:
-        """All at once where that can be done, else one after the other."""
+        """Those that are not there: all at once where that can be done, else one by one."""
+        points = [point for point in points if point.entry.key not in self._recorded]
         if points and (store := database_of(self._client)):
-            with suppress(Exception):  # the client then says what is wrong
+            try:
                 write_together(store, self._experiment_id, [self._run_of(p) for p in points])
                 self._recorded |= {point.entry.key for point in points}
-                return
+            except Exception:  # the client then says what is wrong, if it was not the answer alone
+                self._recorded = self._finished_children()
         for point in points:
-            write_run(self._client, self._experiment_id, self._run_of(point))
-            self._recorded.add(point.entry.key)
+            if point.entry.key not in self._recorded:
+                write_run(self._client, self._experiment_id, self._run_of(point))
+                self._recorded.add(point.entry.key)
 
     # ----------------------------------------------------------------- the map
 

@@ -97,6 +97,25 @@ def test_the_return_of_a_service_is_said_once(caplog: pytest.LogCaptureFixture) 
     ]
 
 
+def test_closing_waits_for_no_write_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection whose network is gone says nothing; the end of the sweep may not wait for it."""
+    monkeypatch.setattr(backlog, "HANGING", 0.1)
+    hanging, over = threading.Event(), threading.Event()
+
+    def write(records: Sequence[int]) -> None:
+        hanging.set()
+        over.wait(60)
+
+    waiting = Backlog[int]("it", write)
+    waiting.start()
+    waiting.put(1)
+    assert hanging.wait(60)
+    begin = time.monotonic()
+    assert waiting.close(patience=0.1) == 1
+    assert time.monotonic() - begin < 30
+    over.set()
+
+
 def test_closing_what_was_never_begun() -> None:
     waiting = Backlog[int]("it", Service([]).write)
     waiting.put(1)

@@ -18,7 +18,7 @@ from synthetic import measure
 from typer.testing import CliRunner
 
 from stabmap.cli import app
-from sweeps import fsck
+from sweeps import backlog, fsck, tracking
 from sweeps.database import Database
 from sweeps.mirror import Mirror
 from sweeps.rounds import Rounds, distance_to_boundary
@@ -119,6 +119,41 @@ def test_a_sweep_goes_on_from_the_database_of_another_machine(tmp_path: Path) ->
             known.folder / "results.jsonl"
         ).read_bytes()
         mirror.close(1.0)
+
+
+def test_a_transaction_whose_answer_was_lost_is_not_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's database took the runs, and the connection ended before it could say so."""
+    together = tracking.write_together
+
+    def lossy(*given: Any) -> None:
+        together(*given)
+        raise ConnectionError("the answer is lost")
+
+    monkeypatch.setattr(tracking, "write_together", lossy)
+    spec = spec_in(tmp_path)
+    sweep(spec)
+    assert len(runs_of(spec)) == POINTS
+    assert fsck.check(spec).findings == ()
+
+
+def test_the_sweep_is_not_over_before_its_points_are_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backlog, "PAUSES", (0.01,))
+    spec = spec_in(tmp_path)
+
+    def away(*_: Any) -> None:
+        raise ConnectionError("MLflow went away")
+
+    monkeypatch.setattr(tracking, "write_together", away)
+    monkeypatch.setattr(tracking, "write_run", away)
+    tracker, [(number, point), *_] = Tracker(spec), Rounds(spec).propose() or ()
+    run = tracker.open()
+    tracker.log_point(number, Entry(measure(point), 0, 1.0))
+    assert not tracker.close("FINISHED", 0.1)
+    assert client_of(spec).get_run(run).info.status == "RUNNING"
 
 
 # --------------------------------------------------------------------------- what is found
