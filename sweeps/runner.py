@@ -199,7 +199,7 @@ class _Session:
             with self.heartbeat:
                 self._run(address)
             status = "KILLED" if self.ended else "FINISHED"
-        except KeyboardInterrupt:  # before Tune began, or the second one
+        except KeyboardInterrupt:  # the second one
             self.ended, status = "interrupted", "KILLED"
         except Exception as caught:
             error = str(caught)
@@ -241,11 +241,15 @@ class _Session:
 
     def _run(self, address: str) -> None:
         try:
-            if self.searcher.fill() is not None:  # else all results are known: Ray is not needed
-                with _ray(self.spec, address) as scratch, self._interruptible():
-                    self._train(scratch)
-            elif self.searcher.failure is not None:
-                raise _not_kept(self.searcher.failure, self.spec, len(self.rounds.results))
+            with self._interruptible() as listen:
+                # Where all results are known there is nothing to wait for: Ray is not needed.
+                if self.searcher.fill() is not None:
+                    with _ray(self.spec, address) as scratch:
+                        listen()  # Ray has a handler of its own for SIGTERM
+                        if not self.searcher.closed:
+                            self._train(scratch)
+                elif self.searcher.failure is not None:
+                    raise _not_kept(self.searcher.failure, self.spec, len(self.rounds.results))
         finally:
             self.searcher.close()  # the map is made from what its thread writes
         self.rounds.finish()
@@ -433,10 +437,14 @@ class _Session:
         return self.searcher.closed
 
     @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C (and SIGTERM) end the sweep in good order; a second one ends it at once."""
+    def _interruptible(self) -> Iterator[Callable[[], None]]:
+        """Ctrl-C (and SIGTERM) end the sweep in good order; a second one ends it at once.
+
+        Yields:
+            What listens again after somebody else has begun to.
+        """
         if threading.current_thread() is not threading.main_thread():
-            yield
+            yield lambda: None
             return
         former = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
@@ -447,10 +455,14 @@ class _Session:
                 signal.signal(each, handler)
             print("\nstopping; everything finished is kept", file=sys.stderr, flush=True)
 
-        for each in former:
-            signal.signal(each, interrupt)
+        def listen() -> None:
+            if self.ended != "interrupted":
+                for each in former:
+                    signal.signal(each, interrupt)
+
+        listen()
         try:
-            yield
+            yield listen
         finally:
             for each, handler in former.items():
                 signal.signal(each, handler)

@@ -110,6 +110,8 @@ class PackSearcher(Searcher):
             None at the end. A sweep whose results are all known gets there without any training.
         """
         while not self._queue:
+            if self.closed:
+                return None
             self._look_ahead()
             try:
                 proposed, self._next = self._next and self._next.result(), None

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +24,41 @@ from trainables.domain import InputError
 
 
 def ctrl_c(*_: Any) -> None:
-    raise KeyboardInterrupt
+    os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize("moment", ["fill", "_start_ray"])
+@pytest.mark.parametrize("moment", ["replay", "Ray"])
+@pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_before_the_first_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, times: int
 ) -> None:
-    """While results are replayed or Ray is started: interrupted, and not failed."""
-    spec = spec_in(tmp_path)
+    """The first waits until Ray is there: it dies with its process if it is cut off on the way."""
+
+    def pressed(*_: Any) -> None:
+        for _ in range(times):
+            ctrl_c()
+        reached.append(moment)
+
+    @contextmanager
+    def starting(*_: Any) -> Iterator[Path]:
+        pressed()
+        yield tmp_path
+
+    spec, reached = spec_in(tmp_path), list[str]()
     tracker = Tracker(spec)
     with Store(spec) as store:
         session = _Session(spec, store, tracker, None)
-        monkeypatch.setattr(session.searcher if moment == "fill" else runner, moment, ctrl_c)
+        if moment == "replay":
+            monkeypatch.setattr(session.searcher, "_look_ahead", pressed)
+        else:
+            monkeypatch.setattr(runner, "_ray", starting)
+        monkeypatch.setattr(session, "_train", lambda _: pytest.fail("nothing is to be trained"))
         outcome = session.run("local")
         folder = store.folder
+    assert len(reached) == (times == 1)
     assert outcome.ending == read_status(folder).state == "interrupted"
     assert tracker._client.get_run(outcome.sweep).info.status == "KILLED"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ctrl_c_ends_the_wait_for_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
