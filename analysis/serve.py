@@ -1,7 +1,7 @@
 """Maps over HTTP: read-only, for programs that ask where training is stable.
 
-Every answer but `/health` needs the token, as `Authorization: Bearer TOKEN`. Sweeps are those
-of one folder; nothing outside it can be named.
+Every answer about sweeps needs the token, as `Authorization: Bearer TOKEN`; `/health` and the
+description at `/docs` do not. Sweeps are those of one folder; nothing outside it can be named.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 import secrets
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from analysis.load import ARTIFACT_FOLDER
+from analysis.lock import is_held
 from analysis.map import MAP_FILE, StabilityMap
 from trainables.domain import InputError, StabmapError
 
@@ -68,7 +70,12 @@ class Library:
         return sorted(found, key=lambda facts: -(facts["updated"] or 0))
 
     def _facts(self, folder: Path) -> dict[str, Any]:
-        facts = json.loads((folder / "sweep.json").read_text("utf-8"))
+        read: Any = None
+        with suppress(OSError, ValueError):  # a crash may leave it damaged
+            read = json.loads((folder / "sweep.json").read_text("utf-8"))
+        facts = read if isinstance(read, dict) else {"state": "unknown"}
+        if facts.get("state") == "running" and not is_held(folder):
+            facts["state"] = "died"
         return {"hash": folder.name, **{name: facts.get(name) for name in FACTS}}
 
     def find(self, name: str) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import secrets
+import shlex
+import socket
 import sys
 from typing import Annotated
 
@@ -11,7 +13,7 @@ import typer
 
 from stabmap.cli_cluster import find_here, kept_spec
 from stabmap.cli_parts import AsJson, Home, Insecure, TaskFiles, plain_errors
-from trainables.domain import InputError, Mistake
+from trainables.domain import InputError, Mistake, UnreachableError
 
 verbs = typer.Typer()
 
@@ -53,7 +55,10 @@ def fsck(
         print(f"sweep {report.sweep}: {report.points} points; the records {verdict}")
     if report.findings:
         if not repair:
-            print("mend with: stabmap fsck --repair", file=sys.stderr)
+            again = ["stabmap", "fsck", sweep, "--repair"]
+            again += ["--folder", str(folder)] if folder else []
+            again += [word for path in tasks or () for word in ("--tasks", path)]
+            print(f"mend with: {shlex.join(again)}", file=sys.stderr)
         raise typer.Exit(1)
 
 
@@ -77,14 +82,30 @@ def serve(
     from sweeps.secrets import read_secret
 
     token = None if insecure else read_secret(TOKEN)
-    if token is None and not insecure:
+    if made_up := token is None and not insecure:
         if not is_loopback(host):
             law = "a service that others can reach needs a token of yours"
             remedy = f"set {TOKEN} or {TOKEN}_FILE, or allow everyone with --insecure"
             raise InputError([Mistake("host", host, law, remedy)])
         token = secrets.token_urlsafe(24)
-        print(f"token     {token}", file=sys.stderr)
     local = ["127.0.0.1", "localhost", "[::1]", host]
     app = create_app(folder or home(), token, local if is_loopback(host) else None)
-    print(f"listening on http://{host}:{port}", file=sys.stderr, flush=True)
-    uvicorn.run(app, host=host, port=port, log_level="warning")
+    with _listening(host, port) as listener:
+        if made_up:
+            print(f"token     {token}", file=sys.stderr)
+        shown = f"[{host}]" if ":" in host else host
+        place = f"http://{shown}:{listener.getsockname()[1]}"
+        print(f"listening on {place}", file=sys.stderr, flush=True)
+        config = uvicorn.Config(app, host=host, log_level="warning")
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that takes calls."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except (OSError, UnicodeError) as error:  # a name with an empty part is a UnicodeError
+        raise UnreachableError(
+            f"host = {host!r}: nothing can listen at its port {port} ({error}); choose another"
+        ) from error

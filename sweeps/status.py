@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from analysis.lock import is_held
 from sweeps.progress import clock
 from trainables.domain import InputError, Mistake, Regime, StabmapError, UnreachableError
 
@@ -187,18 +188,6 @@ def _state(facts: Mapping[str, Any], folder: Path) -> str:
     if written in STATES:
         return str(written)
     return "running" if is_held(folder) else "unknown"  # its first second, or an old version
-
-
-def is_held(folder: Path) -> bool:
-    """Whether a driver holds the lock of a sweep's folder."""
-    try:
-        with (folder / "lock").open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
 
 
 def plain(text: str) -> str:

@@ -18,7 +18,7 @@ from synthetic import measure
 from typer.testing import CliRunner
 
 from stabmap.cli import app
-from sweeps import backlog, fsck, tracking
+from sweeps import backlog, fsck, runs, tracking
 from sweeps.database import Database
 from sweeps.mirror import Mirror
 from sweeps.rounds import Rounds, distance_to_boundary
@@ -125,7 +125,7 @@ def test_a_transaction_whose_answer_was_lost_is_not_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """MLflow's database took the runs, and the connection ended before it could say so."""
-    together = tracking.write_together
+    together = runs.write_together
 
     def lossy(*given: Any) -> None:
         together(*given)
@@ -149,7 +149,9 @@ def test_the_sweep_is_not_over_before_its_points_are_recorded(
 
     monkeypatch.setattr(tracking, "write_together", away)
     monkeypatch.setattr(tracking, "write_run", away)
-    tracker, [(number, point), *_] = Tracker(spec), Rounds(spec).propose() or ()
+    tracker, proposed = Tracker(spec), Rounds(spec).propose()
+    assert proposed
+    number, point = proposed[0]
     run = tracker.open()
     tracker.log_point(number, Entry(measure(point), 0, 1.0))
     assert not tracker.close("FINISHED", 0.1)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -17,7 +22,7 @@ import uvicorn
 from synthetic import DECAY, LR, measure, spec_of
 
 from analysis.map import StabilityMap
-from analysis.serve import create_app, is_loopback
+from analysis.serve import Library, create_app, is_loopback
 from sweeps.rounds import Rounds
 
 TOKEN = "correct-horse"
@@ -209,3 +214,31 @@ def test_a_map_that_grows_is_read_again(tmp_path: Path, address: str) -> None:
 )
 def test_loopback(host: str, local: bool) -> None:
     assert is_loopback(host) is local
+
+
+def test_sweeps_whose_state_is_damaged_or_wrong(tmp_path: Path) -> None:
+    """A crash leaves a broken file, or one that says running: the others are still answered."""
+    for name, text in ((HASH, "{"), (OTHER, '{"state": "running", "updated": 1}')):
+        (tmp_path / "sweeps" / name).mkdir(parents=True)
+        (tmp_path / "sweeps" / name / "sweep.json").write_text(text)
+    library = Library(tmp_path)
+    assert [facts["state"] for facts in library.sweeps()] == ["died", "unknown"]
+    with (tmp_path / "sweeps" / OTHER / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert library.find(OTHER)["state"] == "running"
+
+
+def test_the_verb_says_where_it_listens(tmp_path: Path) -> None:
+    """Port 0 takes a free one; a port that is taken is an error line, and no token is shown."""
+    words = [sys.executable, "-m", "stabmap", "serve", "--folder", str(tmp_path), "--port"]
+    with subprocess.Popen([*words, "0"], stderr=subprocess.PIPE, text=True) as service:
+        assert service.stderr is not None
+        said = [service.stderr.readline().split()[-1] for _ in range(2)]
+        token, place = said
+        assert ask(f"{place}/sweeps", token=token)[:2] == (200, b"[]")
+        port = place.rpartition(":")[2]
+        other = subprocess.run([*words, port], capture_output=True, text=True, timeout=60)
+        service.send_signal(signal.SIGINT)
+        service.wait(30)
+    assert other.returncode == 4
+    assert re.fullmatch(rf"error: host = '127.0.0.1': nothing .* {port} \(.*\n", other.stderr)

@@ -337,7 +337,7 @@ def test_a_timeout_is_positive(home: Path, timeout: str) -> None:
 
 def test_watch_to_the_end(home: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli_cluster, "LOOK", 0.05)
-    start(folder_of(home), seconds=0.5)
+    start(folder_of(home), seconds=3.0)
     done = stabmap("watch", HASH)
     first, last = done.stdout.splitlines()  # one at the beginning, then each 10 s, one at the end
     assert first.startswith("running  points 3/8")
