@@ -23,9 +23,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from analysis.load import redacted
 from sweeps.rounds import distance_to_boundary
 from sweeps.search.space import distributions, to_params
-from sweeps.spec import SweepSpec
+from sweeps.spec import SweepSpec, database_mistakes
 from sweeps.store import Entry
-from trainables.domain import PointResult, StabmapError, UnreachableError
+from trainables.domain import InputError, PointResult, StabmapError, UnreachableError
 
 #: Environment variable with the address, where the spec names none.
 VARIABLE = "STABMAP_DATABASE"
@@ -57,12 +57,19 @@ _results = sql.Table(
 
 
 def database_address(spec: SweepSpec) -> str:
-    """The database of a sweep: the spec's, else STABMAP_DATABASE, else a file in the folder."""
+    """The database of a sweep: the spec's, else STABMAP_DATABASE, else a file in the folder.
+
+    Raises:
+        InputError: STABMAP_DATABASE is no address of a database.
+    """
     named = spec.database or os.environ.get(VARIABLE)
-    if named is None:
+    if not named:
         return f"sqlite:///{Path(spec.folder).expanduser() / FILE}"
-    # The scheme that everyone writes means another driver to SQLAlchemy.
-    return re.sub("^postgres(ql)?://", "postgresql+psycopg2://", named)
+    # The schemes that everyone writes mean another driver to SQLAlchemy, or nothing.
+    named = re.sub("^postgres(ql)?://", "postgresql+psycopg2://", named)
+    if mistakes := list(database_mistakes(VARIABLE, named)):
+        raise InputError(mistakes)
+    return named
 
 
 class Database:
@@ -102,6 +109,13 @@ class Database:
             raise UnreachableError(
                 f"database = {redacted(self.address)!r}: cannot be used ({first}); {remedy}"
             ) from error
+
+    def knock(self) -> None:
+        """Raise UnreachableError unless a server takes a connection; leaves nothing behind."""
+        if self._engine.dialect.name == "postgresql":
+            with self._clear_errors():
+                self._engine.connect().close()
+        self.close()
 
     def open(self) -> str | None:
         """Make the tables where they are missing, and the sweep's row.

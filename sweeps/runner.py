@@ -23,7 +23,6 @@ from uuid import uuid4
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints a table even at verbose 0
 os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is handled here
-os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # stacks of packs that are begun again
 
 import ray
 from ray import tune
@@ -32,6 +31,7 @@ from analysis.load import ARTIFACT_FOLDER, redacted
 from analysis.map import MAP_FILE, StabilityMap
 from analysis.plot import plot_map
 from sweeps.access import check_access, knock
+from sweeps.database import VARIABLE, Database
 from sweeps.heartbeat import Heartbeat
 from sweeps.mirror import Mirror
 from sweeps.progress import Progress
@@ -129,7 +129,9 @@ def execute(
     """`run_sweep` with a progress line and with all that there is to say at the end."""
     check_surroundings(spec, address, insecure)
     known = facts_in(folder_of(spec)).get("sweep")
-    # Before the store: where it cannot be reached nothing is left behind.
+    # Before the store: where they cannot be reached nothing is left behind.
+    if known is None:
+        Database(spec).knock()
     tracker = Tracker(spec, known)
     with Store(spec) as store:
         session = _Session(spec, store, tracker, stream)
@@ -146,7 +148,7 @@ def check_surroundings(spec: SweepSpec, address: str, insecure: bool = False) ->
 
         require_gpu(spec.device)
     folder = Path(spec.folder).expanduser()
-    _check_database(spec)
+    _check_files(spec)
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     try:
         # The only test that holds for root, for read-only mounts and for files in the way.
@@ -155,18 +157,21 @@ def check_surroundings(spec: SweepSpec, address: str, insecure: bool = False) ->
         raise unwritable(spec, error) from error
 
 
-def _check_database(spec: SweepSpec) -> None:
+def _check_files(spec: SweepSpec) -> None:
     """Raise for a sqlite file whose folder is not there; the sweep's own folder is made later."""
-    address = spec.tracking.address or os.environ.get("MLFLOW_TRACKING_URI") or ""
-    place = Path(address.removeprefix("sqlite:///")).parent
-    if not address.startswith("sqlite:///") or place.is_dir():
-        return
-    if place.absolute() != Path(spec.folder).expanduser().absolute():
-        field = "tracking.address" if spec.tracking.address else "MLFLOW_TRACKING_URI"
-        raise UnreachableError(
-            f"{field} = {redacted(address)!r}: there is no folder {str(place)!r}; make it, or "
-            "leave the address out to use a local sqlite file"
-        )
+    for field, given, variable in (
+        ("tracking.address", spec.tracking.address, "MLFLOW_TRACKING_URI"),
+        ("database", spec.database, VARIABLE),
+    ):
+        address = given or os.environ.get(variable) or ""
+        place = Path(address.removeprefix("sqlite:///")).parent
+        if not address.startswith("sqlite:///") or place.is_dir():
+            continue
+        if place.absolute() != Path(spec.folder).expanduser().absolute():
+            raise UnreachableError(
+                f"{field if given else variable} = {redacted(address)!r}: there is no folder "
+                f"{str(place)!r}; make it, or leave the address out to use a local sqlite file"
+            )
 
 
 class _Session:
@@ -353,6 +358,7 @@ class _Session:
                 if error.errno not in FULL or self.ended:
                     raise
                 self.progress.say(disk_full(self.store.folder, len(entries)))
+                self.searcher.heard_at = time.monotonic()  # no worker is to blame
                 time.sleep(DISK_SECONDS)
             else:
                 self.progress.say(None)
@@ -410,7 +416,7 @@ class _Session:
             ),
         )
         try:
-            with _no_files():
+            with _no_files(), _one_line(self._lost):
                 results = tuner.fit()
         except (tune.TuneError, ray.exceptions.RayError) as error:
             raise _ray_failed(error, len(self.rounds.results)) from error
@@ -418,6 +424,11 @@ class _Session:
             raise _not_kept(self.searcher.failure, self.spec, len(self.rounds.results))
         if results.errors and not self.searcher.closed and not self.rounds.complete:
             raise _ray_failed(results.errors[0], len(self.rounds.results))
+
+    def _lost(self, cause: str) -> None:
+        """A pack was lost with its worker."""
+        self.searcher.cause = cause
+        self.progress.say(f"a worker was lost ({cause}); its pack is begun again")
 
     @property
     def _shared(self) -> bool:
@@ -505,6 +516,26 @@ def _no_files() -> Iterator[None]:
         del os.environ[name]
         if former is not None:
             os.environ[name] = former
+
+
+@contextmanager
+def _one_line(say: Callable[[str], None]) -> Iterator[None]:
+    """Tune shows the whole stack of what a worker died of; here it is said in one line."""
+
+    def shorten(record: logging.LogRecord) -> bool:
+        error = record.exc_info and record.exc_info[1]
+        if error:
+            cause = getattr(error, "cause", None) or error  # what Ray has wrapped
+            first = (str(cause).strip().splitlines() or [""])[0]
+            say(redacted(f"{type(cause).__name__}: {first}")[:200])
+        return not error
+
+    log = logging.getLogger("ray.tune.execution.tune_controller")
+    log.addFilter(shorten)
+    try:
+        yield
+    finally:
+        log.removeFilter(shorten)
 
 
 @contextmanager

@@ -71,6 +71,8 @@ class PackSearcher(Searcher):
         self._not_before = 0.0
         #: When the last report came, on the monotonic clock.
         self.heard_at = 0.0
+        #: What the last lost worker died of.
+        self.cause = "nothing is known of why"
         self.closed = False
         self.failure: Exception | None = None
 
@@ -193,7 +195,8 @@ class PackSearcher(Searcher):
     def _pause(self) -> None:
         """A machine lost a pack more often than Tune starts it again: wait before the next."""
         if self._lost == len(PAUSES):
-            told = f"workers died {self._lost + 1} times in a row without a result"
+            times = f"{self._lost + 1} times in a row without a result"
+            told = f"workers died {times}; the last of: {self.cause}"
             self.failure, self.closed = StabmapError(told), True
             return
         self._not_before = time.monotonic() + PAUSES[self._lost]

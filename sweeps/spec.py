@@ -34,7 +34,7 @@ from trainables.domain import (
     nearest,
     unknown_axis,
 )
-from trainables.messages import shown
+from trainables.messages import redacted, shown
 
 if TYPE_CHECKING:
     from trainables.dynamics.stabilisers import Stabiliser
@@ -639,10 +639,16 @@ def _name_laws(spec: SweepSpec) -> Iterable[Mistake]:
 
 
 def _database_laws(spec: SweepSpec) -> Iterable[Mistake]:
-    if spec.database is not None and not re.match(DATABASES, spec.database):
+    if spec.database is not None:
+        yield from database_mistakes("database", spec.database)
+
+
+def database_mistakes(field: str, address: str) -> Iterable[Mistake]:
+    """What is wrong with the address of a database."""
+    if not re.match(DATABASES, address):
         law = "is no address of a sqlite file or of PostgreSQL"
         remedy = "write sqlite:////path/file.db or postgresql://user@host/name"
-        yield Mistake("database", spec.database, law, remedy)
+        yield Mistake(field, redacted(address), law, remedy)
 
 
 def _axes_laws(spec: SweepSpec) -> Any:

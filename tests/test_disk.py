@@ -119,9 +119,10 @@ def test_the_sweep_waits_for_space(
         deadline = time.monotonic() + 30
         while session.progress.note is None and time.monotonic() < deadline:
             time.sleep(0.01)
+        session._begin = session.searcher.heard_at = time.monotonic() - 1000
         time.sleep(0.1)
         assert waiting.is_alive() and len(store) == 4
-        assert session._facts()["note"] == session.progress.note
+        assert session._facts()["note"].startswith("the disk of")  # and not that no worker reports
         filler.unlink()
         waiting.join(30)
         assert not waiting.is_alive() and len(store) == 8

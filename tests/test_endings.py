@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import signal
 import threading
@@ -15,12 +17,13 @@ import pytest
 from recorded import spec_in
 
 from sweeps import heartbeat, runner
+from sweeps.database import database_address
 from sweeps.heartbeat import Heartbeat
-from sweeps.runner import _Session, check_surroundings
+from sweeps.runner import _Session, check_surroundings, execute
 from sweeps.status import CONTROL, read_status
 from sweeps.store import Store, facts_in
 from sweeps.tracking import Tracker
-from trainables.domain import InputError
+from trainables.domain import InputError, UnreachableError
 
 
 def ctrl_c(*_: Any) -> None:
@@ -35,7 +38,7 @@ def test_ctrl_c_before_the_first_training(
     """The first waits until Ray is there: it dies with its process if it is cut off on the way."""
 
     def pressed(*_: Any) -> None:
-        for _ in range(times):
+        for _time in range(times):
             ctrl_c()
         reached.append(moment)
 
@@ -75,6 +78,24 @@ def test_ctrl_c_ends_the_wait_for_mlflow(tmp_path: Path, monkeypatch: pytest.Mon
     close("KILLED", 60.0)
 
 
+def test_a_lost_worker_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Tune would print its whole stack each time; a message without an error stays as it is."""
+    stream, log = io.StringIO(), logging.getLogger("ray.tune.execution.tune_controller")
+    spec = spec_in(tmp_path)
+    with Store(spec) as store:
+        session = _Session(spec, store, Tracker(spec), stream)
+        with runner._one_line(session._lost):
+            error = MemoryError("no room\nfor token=hunter22")
+            log.error("Trial task failed", exc_info=error)
+            log.error("Trial task failed", exc_info=RuntimeError("again"))
+            log.error("something else")
+    assert (
+        stream.getvalue() == "a worker was lost (MemoryError: no room); its pack is begun again\n"
+    )
+    assert session.searcher.cause == "RuntimeError: again"
+    assert caplog.messages == ["something else"]
+
+
 def test_a_request_is_heard_where_the_state_cannot_be_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +120,31 @@ def test_damaged_facts_are_made_anew(tmp_path: Path, text: str) -> None:
         assert facts_in(store.folder) == {}
         store.remember(sweep="two")
         assert json.loads((store.folder / "sweep.json").read_text()) == {"sweep": "two"}
+
+
+def test_a_dead_database_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STABMAP_DATABASE", "postgresql://me:hunter22@127.0.0.1:9/x")
+    with pytest.raises(UnreachableError, match="refused") as caught:
+        execute(spec_in(tmp_path))
+    assert "hunter22" not in str(caught.value)
+    monkeypatch.setenv("STABMAP_DATABASE", f"sqlite:///{tmp_path}/missing/x.db")
+    with pytest.raises(UnreachableError, match=r"^STABMAP_DATABASE = .*there is no folder"):
+        execute(spec_in(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("address", ["nonsense", "mysql://me:hunter22@h/x", "sqlite://"])
+def test_a_database_of_another_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("STABMAP_DATABASE", address)
+    with pytest.raises(InputError, match=r"^STABMAP_DATABASE = .* is no address of") as caught:
+        execute(spec_in(tmp_path))
+    assert "hunter22" not in str(caught.value)
+    monkeypatch.setenv("STABMAP_DATABASE", "")
+    assert database_address(spec_in(tmp_path)) == f"sqlite:///{tmp_path}/stabmap.db"
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:99999", "there", ":1", "a:b"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import DECAY, LR, measure, spec_of
+from test_user_tasks import TASK
 
 from sweeps import searcher as module
 from sweeps.rounds import Rounds
@@ -18,6 +20,7 @@ from sweeps.runner import _not_kept
 from sweeps.searcher import PackSearcher
 from sweeps.spec import SweepSpec
 from trainables.domain import NotReproducibleError, Point
+from trainables.tasks import from_files
 from trainables.tune import PackTrainable, describe, is_infrastructure
 
 POINTS = 40
@@ -139,9 +142,13 @@ def test_machines_that_never_work_end_the_sweep(no_pauses: None) -> None:
         name = cluster.begin()
         assert name is not None and name != "FINISHED"
         cluster.lose(name)
+        cluster.searcher.cause = "MemoryError: no room"
     assert cluster.begin() == "FINISHED"
     told = str(_not_kept(cluster.searcher.failure or KeyError(), spec(), 7))
-    assert told == "workers died 1001 times in a row without a result; 7 points are kept"
+    assert told == (
+        "workers died 1001 times in a row without a result; the last of: MemoryError: no room; "
+        "7 points are kept"
+    )
 
 
 def test_the_third_identical_error_ends_the_sweep() -> None:
@@ -250,3 +257,19 @@ def test_an_error_is_described_by_its_own_line() -> None:
         kind, text, place = describe(error)
     assert (kind, text) == ("IndexError", "list index out of range")
     assert place.startswith("test_faults.py:")
+
+
+def test_an_error_deep_in_a_library_is_placed_in_the_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch raises it; the line of the task is the one to mend."""
+    text = TASK.replace("float(outputs[0, 0])", "float(torch.nn.Linear(2, 1)(outputs))")
+    path = tmp_path / "mine.py"
+    monkeypatch.setattr(from_files, "_REGISTERED", {})
+    source = {"path": str(path), "text": text}
+    worker = PackTrainable(config() | {"task": {"name": "parabola"}, "source": source})
+    while "error" not in (report := worker.step()):
+        pass
+    kind, _, place = report["error"]
+    line = next(n for n, line in enumerate(text.splitlines(), 1) if "torch.nn.Linear" in line)
+    assert (kind, place) == ("RuntimeError", f"mine.py:{line}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import traceback
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class PackTrainable(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Take the first pack."""
         self._pack: PackRun | None = None
+        self._file: str | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take another pack in the same process."""
@@ -54,6 +56,7 @@ class PackTrainable(tune.Trainable):
                 register(Source(**config["source"]))
             options = dict(config["task"])
             task = get_task(options.pop("name"), **options)
+            self._file = getattr(sys.modules[type(task).__module__], "__file__", None)
             training = Training(**config["training"])
             points = [Point(*values) for values in config["points"]]
             if config.get("check"):
@@ -71,7 +74,7 @@ class PackTrainable(tune.Trainable):
         except Exception as error:
             if is_infrastructure(error):
                 raise
-            return {"results": [], "error": describe(error), "done": True}
+            return {"results": [], "error": describe(error, self._file), "done": True}
         numbers = self.config["numbers"][known : known + len(results)]
         return {
             "results": [[n, r.to_dict()] for n, r in zip(numbers, results, strict=True)],
@@ -98,12 +101,18 @@ def is_infrastructure(error: BaseException) -> bool:
     return isinstance(error, passing) or "CUDA error" in str(error)
 
 
-def describe(error: BaseException) -> tuple[str, str, str]:
-    """An error in plain values: its kind, its text and the place where it was raised.
+def describe(error: BaseException, file: str | None = None) -> tuple[str, str, str]:
+    """An error in plain values: its kind, its text and the place that led to it.
 
     No mapping: Tune flattens those that it passes on.
+
+    Args:
+        error: the error.
+        file: the task's. Its last line on the way is the place; where there is none, the line
+            that raised the error.
     """
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = ([frame for frame in frames if frame.filename == file] or frames)[-1]
     kind = "not reproducible" if isinstance(error, NotReproducibleError) else type(error).__name__
     text = str(error).strip()
     place = "" if isinstance(error, InputError) else f"{Path(frame.filename).name}:{frame.lineno}"
