@@ -63,8 +63,16 @@ def kept_spec(found: SweepStatus) -> SweepSpec:
     from sweeps.spec import load_spec
 
     assert found.folder is not None
-    path = found.folder / "spec.yaml"
-    loaded = load_spec(path, {"folder": str(found.folder.resolve().parent.parent)})
+    path, task = found.folder / "spec.yaml", found.folder / "task.py"
+    try:
+        loaded = load_spec(path, {"folder": str(found.folder.resolve().parent.parent)})
+    except InputError as error:
+        unknown = [mistake for mistake in error.mistakes if mistake.field == "task"]
+        if not unknown or not task.exists():
+            raise
+        law = "is a task from a file, which is executed only if you name it"
+        remedy = f"add --tasks {shlex.quote(str(task))}"
+        raise InputError([Mistake("task", unknown[0].value, law, remedy)]) from error
     if loaded.hash != found.hash:
         raise StabmapError(
             f"sweep {found.hash} was begun by another version of stabmap, whose results do not mix "

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import stabmap
 from stabmap.cli import app
+from sweeps.store import Store
 from trainables.domain import InputError, Point, PointResult
 from trainables.evaluate import evaluate
 from trainables.tasks import from_files
@@ -280,6 +281,20 @@ def test_a_worker_is_sent_the_text(place: Path) -> None:
 
 
 @pytest.mark.ray
+def test_the_kept_file_is_offered_and_not_executed(file: Path) -> None:
+    """Whoever goes on with a sweep says that its file may be trusted."""
+    stabmap.load_tasks(file)
+    spec = stabmap.load_spec(SPEC, {"folder": str(file.parent)})
+    with Store(spec) as store:
+        kept = store.folder / "task.py"
+    from_files._REGISTERED.clear()
+    for verb in ("resume", "fsck"):
+        done = CliRunner().invoke(app, [verb, spec.hash, "--folder", str(file.parent)])
+        assert done.exit_code == 2
+        assert done.stderr.endswith(f"only if you name it; add --tasks {kept}\n")
+    assert from_files._REGISTERED == {}
+
+
 def test_a_small_sweep(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers train the text that was loaded: the file is gone before they begin."""
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
