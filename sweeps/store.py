@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from trainables.domain import Point, PointResult, StabmapError, UnreachableError
 #: The file in a sweep's folder by which another process asks for something, and what it may ask.
 CONTROL = "control"
 WORDS = ("pause", "stop")
+#: How often a lock that is taken is tried, and seconds between two tries.
+LOOKS, LOOK_SECONDS = 10, 0.02
 #: Errors of a disk that is full: somebody can make space.
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -122,13 +125,11 @@ class Store:
             self._lock = (self.folder / "lock").open("w")
         except OSError as error:
             raise unwritable(spec, error) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not self._held():
             self._lock.close()
             raise StabmapError(
                 f"sweep {spec.hash} is being run by another process; wait for it, or stop it first"
-            ) from error
+            )
         try:
             self._write("spec.yaml", yaml.safe_dump(spec.resolved(), sort_keys=False))
             if spec.source is not None:  # else nobody could train such a point again
@@ -137,6 +138,15 @@ class Store:
         except BaseException:
             self._lock.close()
             raise
+
+    def _held(self) -> bool:
+        """Take the lock; whoever only looks whether it is taken (`status`) has it for a moment."""
+        for _ in range(LOOKS):
+            with suppress(OSError):
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            time.sleep(LOOK_SECONDS)
+        return False
 
     def _read(self) -> FileIO:
         """Read the log; open to be appended to."""

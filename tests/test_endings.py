@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import logging
@@ -23,7 +24,7 @@ from sweeps.runner import _Session, check_surroundings, execute
 from sweeps.status import CONTROL, read_status
 from sweeps.store import Store, facts_in
 from sweeps.tracking import Tracker
-from trainables.domain import InputError, UnreachableError
+from trainables.domain import InputError, StabmapError, UnreachableError
 
 
 def ctrl_c(*_: Any) -> None:
@@ -89,9 +90,8 @@ def test_a_lost_worker_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixt
             log.error("Trial task failed", exc_info=error)
             log.error("Trial task failed", exc_info=RuntimeError("again"))
             log.error("something else")
-    assert (
-        stream.getvalue() == "a worker was lost (MemoryError: no room); its pack is begun again\n"
-    )
+    [said] = stream.getvalue().splitlines()
+    assert said == "a worker was lost (MemoryError: no room); its pack is begun again"
     assert session.searcher.cause == "RuntimeError: again"
     assert caplog.messages == ["something else"]
 
@@ -151,3 +151,17 @@ def test_a_database_of_another_kind(
 def test_a_malformed_address(tmp_path: Path, address: str) -> None:
     with pytest.raises(InputError, match="is no address of a Ray cluster"):
         check_surroundings(spec_in(tmp_path), address, insecure=True)
+
+
+def test_whoever_only_looks_at_the_lock_keeps_nobody_off(tmp_path: Path) -> None:
+    """`status` has it for a moment, just when a sweep may begin."""
+    spec = spec_in(tmp_path)
+    with Store(spec) as store:
+        path = store.folder / "lock"
+    with path.open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        threading.Timer(0.05, fcntl.flock, [lock, fcntl.LOCK_UN]).start()
+        Store(spec).close()
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        with pytest.raises(StabmapError, match="being run by another process"):
+            Store(spec)

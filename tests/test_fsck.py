@@ -296,6 +296,7 @@ def test_the_verb(done: SweepSpec) -> None:
     assert result.exit_code == 1
     told = json.loads(result.stdout.splitlines()[0])
     assert told["findings"] == [{"where": "MLflow", "text": "5 runs are missing"}]
+    assert result.stderr.endswith(f"mend with: stabmap fsck {folder} --repair\n")
     result = CliRunner().invoke(app, ["fsck", folder, "--repair"])
     assert result.exit_code == 0
     assert "was MLflow: 5 runs are missing" in result.stdout
