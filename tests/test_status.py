@@ -416,7 +416,7 @@ def test_resume_runs_the_stored_spec(home: Path, monkeypatch: pytest.MonkeyPatch
     moved = home.rename(home.with_name("moved"))
     ran: list[Any] = []
 
-    def execute(loaded: Any, address: str, stream: Any) -> Any:
+    def execute(loaded: Any, address: str, stream: Any, insecure: bool) -> Any:
         ran.append((loaded, address))
         kept = {"sweep": "1" * 32, "points": 4, "folder": moved, "review": "open x"}
         return SimpleNamespace(
