@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-import ray
 from mlflow import MlflowClient
 
 import stabmap
@@ -42,21 +40,6 @@ SMALL: dict[str, Any] = {
     "budget": {"points": 20},
     "resources": {"pack": 3, "workers": 2},
 }
-
-
-@pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One Ray for all tests of the session that run in this process."""
-    scratch = Path("/tmp") / f"stabmap-test-{os.getpid()}"  # socket paths must stay short
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        _temp_dir=str(scratch),
-    )
-    yield
-    ray.shutdown()
 
 
 def spec_in(folder: Path, **overrides: Any) -> SweepSpec:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from typer.testing import CliRunner
 
 import stabmap
@@ -280,7 +278,6 @@ def test_a_worker_is_sent_the_text(place: Path) -> None:
     assert not list(place.iterdir())
 
 
-@pytest.mark.ray
 def test_the_kept_file_is_offered_and_not_executed(file: Path) -> None:
     """Whoever goes on with a sweep says that its file may be trusted."""
     stabmap.load_tasks(file)
@@ -295,25 +292,14 @@ def test_the_kept_file_is_offered_and_not_executed(file: Path) -> None:
     assert from_files._REGISTERED == {}
 
 
-def test_a_small_sweep(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.ray
+def test_a_small_sweep(cluster: None, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers train the text that was loaded: the file is gone before they begin."""
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     stabmap.load_tasks(file)
     spec = stabmap.load_spec(SPEC, {"folder": str(file.parent / "kept")})
     file.unlink()
-    scratch = Path("/tmp") / f"stabmap-tasks-{os.getpid()}"
-    ray.init(
-        address="local",
-        num_cpus=1,
-        include_dashboard=False,
-        log_to_driver=False,
-        _temp_dir=str(scratch),
-    )
-    try:
-        stabmap.run_sweep(spec)
-    finally:
-        ray.shutdown()
-        shutil.rmtree(scratch, ignore_errors=True)
+    stabmap.run_sweep(spec)
     lines = (Path(spec.folder) / "sweeps" / spec.hash / "results.jsonl").read_text().splitlines()
     kept = [PointResult.from_dict(json.loads(line)["result"]) for line in lines]
     assert len(kept) == 4
