@@ -155,7 +155,7 @@ def _regions(stability_map: StabilityMap, free: Sequence[Axis], theory: bool) ->
             _theory(panel, stability_map, across, up)
         if third is not None:
             panel.set_title(f"{third.name} = {held[third.name]:.3g}", fontsize=10)
-    figure.suptitle(_title(stability_map), fontsize=11)
+    figure.suptitle("   ".join(title_parts(stability_map)), fontsize=11)
     figure.legend(
         handles=_legend(panels[0]), loc="outside lower center", ncols=3, fontsize=8, frameon=False
     )
@@ -249,7 +249,7 @@ def _theory(panel: Axes, stability_map: StabilityMap, across: _Scale, up: _Scale
     """Bounds on lr against weight decay, where these are the panel's axes."""
     if (across.axis.name, up.axis.name) != ("lr", "weight_decay"):
         return
-    for overlay, style in zip(_overlays(stability_map), ("-", "--", ":"), strict=False):
+    for overlay, style in zip(bounds(stability_map), ("-", "--", ":"), strict=False):
         heights = np.linspace(up.low, up.high, 200)
         values = 10.0**heights if up.axis.scale == "log" else heights
         lr = overlay.lr(values)
@@ -265,7 +265,8 @@ def _theory(panel: Axes, stability_map: StabilityMap, across: _Scale, up: _Scale
             )
 
 
-def _overlays(stability_map: StabilityMap) -> list[Overlay]:
+def bounds(stability_map: StabilityMap) -> list[Overlay]:
+    """The closed-form bounds that hold for what a map was trained with."""
     about = stability_map.about
     task = dict(about["task"])
     training = about["training"]
@@ -294,7 +295,8 @@ def _legend(panel: Axes) -> list[Any]:
     return [*handles, *panel.get_legend_handles_labels()[0]]
 
 
-def _title(stability_map: StabilityMap) -> str:
+def title_parts(stability_map: StabilityMap) -> list[str]:
+    """What was swept: the task, then how it was trained, each a few words."""
     about = stability_map.about
     training = about["training"]
     held = [
@@ -302,7 +304,7 @@ def _title(stability_map: StabilityMap) -> str:
         for axis in stability_map.axes
         if not axis.free and (axis.value or axis.name == "lr")
     ]
-    parts = [
+    return [
         about["task"]["name"],
         f"{training['optimiser']}, {training['steps']} steps, {training['dtype']}",
         f"k = {', '.join(map(str, training['ks']))}",
@@ -310,7 +312,6 @@ def _title(stability_map: StabilityMap) -> str:
         *held,
         *_stabiliser(stability_map),
     ]
-    return "   ".join(parts)
 
 
 def _stabiliser(stability_map: StabilityMap) -> list[str]:
@@ -347,7 +348,7 @@ def _curves(stability_map: StabilityMap, axis: Axis) -> Figure:
     scale.decorate(panel.xaxis)
     panel.set_ylabel("probability")
     panel.set_ylim(-0.03, 1.17)
-    figure.suptitle(_title(stability_map), fontsize=10)
+    figure.suptitle("   ".join(title_parts(stability_map)), fontsize=10)
     figure.legend(
         handles=_legend(panel), loc="outside lower center", ncols=3, fontsize=8, frameon=False
     )

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi import Path as InPath
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -225,6 +225,14 @@ def _add_files(app: FastAPI, library: Library, guard: list[Any]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = plot_map(library.map(sweep), Path(folder) / "map.png")
             return Response(path.read_bytes(), media_type="image/png")
+
+    @app.get("/sweeps/{sweep}/page", dependencies=guard, response_class=HTMLResponse)
+    def page(sweep: Name) -> str:
+        """The map as an interactive page in one file."""
+        from analysis.page import page_html
+        from analysis.tracking import Tracking
+
+        return page_html(library.map(sweep), Tracking(sweep=library.find(sweep)["sweep"]))
 
 
 def is_loopback(host: str) -> bool:

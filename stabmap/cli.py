@@ -17,6 +17,7 @@ from stabmap.cli_cluster import find_here, kept_spec, print_nodes, resume_job
 from stabmap.cli_cluster import verbs as cluster_verbs
 from stabmap.cli_parts import AsJson, Home, Insecure, Overrides, SpecPath, TaskFiles
 from stabmap.cli_parts import plain_errors as _plain_errors
+from stabmap.cli_report import verbs as report_verbs
 from stabmap.cli_service import verbs as service_verbs
 from trainables import __version__
 from trainables.domain import AXIS_NAMES, InputError, Mistake, unknown_axis
@@ -43,8 +44,8 @@ Address = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
-#: Endings of a picture's file.
-PICTURES = (".png", ".svg", ".pdf")
+#: Endings of a picture's file, and of the interactive page.
+PICTURES = (".png", ".svg", ".pdf", ".html")
 
 
 def _show_version(asked: bool) -> None:
@@ -382,13 +383,24 @@ def plot(
     theory: Annotated[bool, typer.Option(help="Draw the closed-form bounds.")] = True,
     tracking: Tracking = None,
 ) -> None:
-    """Draw a map to a file."""
+    """Draw a map to a file; .html is an interactive page that needs no network.
+
+    Examples: stabmap plot ID; stabmap plot ID -O map.svg; stabmap plot ID -O map.html
+    """
     from analysis.load import load_map
-    from analysis.plot import plot_map
 
     if output.suffix.lower() not in PICTURES:
         law, remedy = "is no picture that can be drawn", f"end it in {', '.join(PICTURES)}"
         raise InputError([Mistake("path", str(output), law, remedy)])
+    if output.suffix.lower() == ".html":
+        from analysis.page import write_page
+        from analysis.tracking import find_tracking
+
+        found = load_map(sweep, tracking)
+        print(write_page(found, output, find_tracking(sweep, tracking), theory))
+        return
+    from analysis.plot import plot_map
+
     print(plot_map(load_map(sweep, tracking), output, theory))
 
 
@@ -407,6 +419,7 @@ def export(
 
 
 app.add_typer(cluster_verbs)
+app.add_typer(report_verbs)
 app.add_typer(service_verbs)
 
 

@@ -22,7 +22,9 @@ import uvicorn
 from synthetic import DECAY, LR, measure, spec_of
 
 from analysis.map import StabilityMap
+from analysis.page import page_html
 from analysis.serve import Library, create_app, is_loopback
+from analysis.tracking import Tracking
 from sweeps.rounds import Rounds
 
 TOKEN = "correct-horse"
@@ -99,6 +101,7 @@ ASKED = [
     f"/sweeps/{HASH}/boundary/stable",
     f"/sweeps/{HASH}/map.json",
     f"/sweeps/{HASH}/map.png",
+    f"/sweeps/{HASH}/page",
 ]
 
 
@@ -139,6 +142,9 @@ def test_answers_are_those_of_the_map(address: str, stability_map: StabilityMap)
     assert [p["lr"] for p in places] == stability_map.boundary("divergent")["lr"].tolist()
     assert ask(f"{sweep}/map.json")[1].decode() == stability_map.to_json()
     assert ask(f"{sweep}/map.png")[1].startswith(b"\x89PNG")
+    status, page, headers = ask(f"{sweep}/page")
+    assert (status, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert page.decode() == page_html(stability_map, Tracking(sweep="run-0"))
 
 
 def test_pages_hold_every_point_once(address: str, stability_map: StabilityMap) -> None:
