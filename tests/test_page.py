@@ -216,7 +216,7 @@ def test_points_and_boundaries_lie_where_they_belong(two: StabilityMap, opened: 
             for row in two.boundary(kind).itertuples():
                 if row.weight_decay:
                     distance = np.hypot(*(np.array(line) - to_pixels(row.lr, row.weight_decay)).T)
-                    assert distance.min() < 4
+                    assert distance.min() < 1.5
 
 
 def grey(seen: Watched) -> Any:
