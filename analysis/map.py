@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
+from analysis import exports
 from analysis.boundary import level_set
+from analysis.evidence import COLUMNS as COLUMNS
+from analysis.evidence import EVIDENCE as EVIDENCE
+from analysis.evidence import MAP_FILE as MAP_FILE
+from analysis.evidence import REGIMES as REGIMES
+from analysis.evidence import evidence_frame as evidence_frame
+from analysis.evidence import evidence_row as evidence_row
+from analysis.geometry import Geometry, Mesh
+from analysis.grid import as_grid
+from analysis.merging import merged
+from analysis.nearest import nearest_rows
 from analysis.quality import (
     BOX,
     Audit,
@@ -25,117 +33,28 @@ from analysis.quality import (
     misclassified,
     notes,
 )
+from analysis.shapes import geometry_of, mesh_of
 from analysis.surface import Surface, columns
+from analysis.uncertainty import KINDS, entropy, wrong
+from analysis.volume import PARTS, POINTS, Volume, volume
 from trainables.domain import (
     AXIS_NAMES,
     Axis,
     InputError,
     Mistake,
-    Point,
     PointResult,
-    Regime,
-    StabmapError,
     unknown_axis,
 )
 
+if TYPE_CHECKING:
+    from xarray import Dataset
+
+    from analysis.slices import MapSlice
+
 Array = NDArray[np.float64]
 
-#: Version of the columns below; `docs/map-format.md` documents them.
-SCHEMA_VERSION = 3
-REGIMES = tuple(regime.value for regime in Regime)
-#: Evidence that has a column of its own; empty where it was not measured.
-EVIDENCE = (
-    "initial_loss",
-    "final_loss",
-    "metric",
-    "growth",
-    "separation",
-    "amplification",
-    "upward",
-    "upward_share",
-    "ascent_share",
-    "sharpness_ratio",
-    "rise",
-    "lyapunov_exponent",
-)
-MAP_FILE = "map.parquet"
 #: Values that `max_stable` tries along an axis.
 RESOLUTION = 512
-
-
-def evidence_frame(
-    results: Iterable[tuple[int, PointResult]], audits: Mapping[int, int] | None = None
-) -> pd.DataFrame:
-    """One row a point, in the order in which points were first trained.
-
-    Columns: number of the point's first training, the three axes, regime, reason, step, the two
-    margins, how many replicates there are and how many of them fell in each regime, the audit that
-    the point belongs to (0: none), and the evidence of the replicates as medians.
-
-    Args:
-        results: numbered results; those of one point are replicates of it.
-        audits: the audit of each training that belongs to one, by number.
-    """
-    merged: dict[Point, tuple[int, PointResult]] = {}
-    for number, result in sorted(results, key=lambda pair: pair[0]):
-        first, before = merged.get(result.point, (number, None))
-        replicates = (before.replicates if before else ()) + result.replicates
-        merged[result.point] = first, PointResult(result.point, replicates)
-    rows = [
-        evidence_row(number, result, (audits or {}).get(number, 0))
-        for number, result in merged.values()
-    ]
-    frame = pd.DataFrame(rows, columns=COLUMNS)
-    return frame.astype({name: "float64" for name in EVIDENCE})
-
-
-def evidence_row(number: int, result: PointResult, audit: int = 0) -> dict[str, Any]:
-    """One row of `evidence_frame`; None where evidence was not measured."""
-    verdict = result.verdict
-    regimes = [replicate.verdict.regime for replicate in result.replicates]
-    row: dict[str, Any] = {"number": number}
-    row |= {name: getattr(result.point, name) for name in AXIS_NAMES}
-    row |= {
-        "regime": verdict.regime.value,
-        "reason": verdict.reason.value,
-        "step": verdict.step,
-        "margin_stable": verdict.margins.stable,
-        "margin_bounded": verdict.margins.bounded,
-        "replicates": len(regimes),
-    }
-    row |= {f"replicates_{regime.value}": regimes.count(regime) for regime in Regime}
-    row["audit"] = audit
-    for name in EVIDENCE:
-        values = [v for r in result.replicates if (v := r.evidence.get(name)) is not None]
-        row[name] = _median(values)
-    return row
-
-
-def _median(values: list[float]) -> float | None:
-    if len(values) < 2:  # nearly always, and NumPy takes a hundred times longer
-        return float(values[0]) if values else None
-    return float(np.median(values))
-
-
-def _no_map(path: Path, error: Exception) -> InputError:
-    law = f"not a stability map ({type(error).__name__})"
-    remedy = "give a folder or file that export wrote, or the id of a sweep"
-    return InputError([Mistake("sweep", str(path), law, remedy)])
-
-
-COLUMNS = [
-    "number",
-    *AXIS_NAMES,
-    "regime",
-    "reason",
-    "step",
-    "margin_stable",
-    "margin_bounded",
-    "replicates",
-    *(f"replicates_{regime}" for regime in REGIMES),
-    "audit",
-    *EVIDENCE,
-]
 
 
 @dataclass(frozen=True, repr=False)
@@ -159,7 +78,13 @@ class StabilityMap:
         results: Iterable[tuple[int, PointResult]],
         audits: Mapping[int, int] | None = None,
     ) -> StabilityMap:
-        """The map of numbered results; `about` has the axes under `axes`."""
+        """The map of numbered results; `about` has the axes under `axes`.
+
+        Example:
+            >>> from stabmap import example_map
+            >>> StabilityMap.of(example_map().about, []).counts()
+            {'stable': 0, 'restrained': 0, 'divergent': 0}
+        """
         axes = tuple(Axis(name=name, **about["axes"][name]) for name in AXIS_NAMES)
         return cls(axes, evidence_frame(results, audits), about)
 
@@ -174,15 +99,28 @@ class StabilityMap:
 
     @cached_property
     def surface(self) -> Surface:
-        """The fitted model of both margins."""
+        """The fitted model of both margins, in unit coordinates (`unit`).
+
+        Example:
+            >>> from stabmap import example_map
+            >>> found = example_map()
+            >>> found.surface.probabilities(found.unit(np.array([[0.1, 0.0, 0.01]]))).shape
+            (1, 3)
+        """
         return self._fit(self.frame)
 
     @cached_property
     def quality(self) -> Quality:
-        """How much of the box the map is expected to have wrong, and what the last audit found."""
-        x, _ = columns(self.axes, box_points(self.axes, BOX))
+        """How much of the box the map is expected to have wrong, and what the last audit found.
+
+        Example:
+            >>> from stabmap import example_map
+            >>> 0 < example_map().quality.misclassified < 0.1
+            True
+        """
+        x = self.unit(box_points(self.axes, BOX))
         share, interval = misclassified(self.surface, x)
-        return Quality(share, interval, self.audit(), notes(self.axes, self.surface))
+        return Quality(share, interval, self.audit(), notes(self.surface, x))
 
     def audit(self, number: int | None = None) -> Audit | None:
         """An audit's points against the map of all points before them.
@@ -192,6 +130,11 @@ class StabilityMap:
 
         Returns:
             None where there was no such audit, or nothing before it.
+
+        Example:
+            >>> from stabmap import example_map
+            >>> print(example_map().audit())
+            None
         """
         which = int(self.frame["audit"].max()) if number is None else number
         asked = self.frame["audit"] == which
@@ -224,11 +167,17 @@ class StabilityMap:
 
         Raises:
             InputError: an axis is missing, unknown, or asked for outside what was swept.
+
+        Example:
+            >>> from stabmap import example_map
+            >>> found = example_map().classify(lr=[0.01, 100], weight_decay=1e-2)
+            >>> found["stable"].round(1).tolist(), found["divergent"].round(1).tolist()
+            ([1.0, 0.0], [0.0, 1.0])
         """
         given = self._columns(values)
         shape = np.broadcast_shapes(*(column.shape for column in given))
         points = np.stack([np.broadcast_to(c, shape).ravel() for c in given], axis=1)
-        probabilities = self.surface.probabilities(columns(self.axes, points)[0])
+        probabilities = self.surface.probabilities(self.unit(points))
         probabilities = probabilities.reshape(*shape, 3)
         if shape == ():
             return {name: float(p) for name, p in zip(REGIMES, probabilities, strict=True)}
@@ -250,6 +199,13 @@ class StabilityMap:
 
         Raises:
             InputError: as `classify`, or a confidence outside (0, 1).
+
+        Example:
+            >>> from stabmap import example_map
+            >>> found = example_map()
+            >>> sure = found.max_stable("lr", weight_decay=1e-2)
+            >>> sure < found.max_stable("lr", weight_decay=1e-2, confidence=0.5)
+            True
         """
         if mistakes := _confidence_mistakes(confidence):
             raise InputError(mistakes)
@@ -285,22 +241,251 @@ class StabilityMap:
 
         Raises:
             InputError: an unknown kind, a confidence outside (0, 1), or no free axis.
+
+        Example:
+            >>> from stabmap import example_map
+            >>> line = example_map().boundary("stable")
+            >>> list(line.columns)
+            ['lr', 'alpha', 'weight_decay', 'low', 'high']
+            >>> bool((line.low < line.lr).any())
+            True
         """
-        mistakes = _confidence_mistakes(confidence)
-        if kind not in ("stable", "divergent"):
-            law = "there are two boundaries"
-            mistakes.append(Mistake("kind", kind, law, "use stable or divergent"))
-        if not any(axis.free for axis in self.axes):
-            law = "a sweep of a single point has no boundary"
-            mistakes.append(Mistake("axes", [], law, "sweep an axis"))
+        probability = self._probability(kind, *_confidence_mistakes(confidence))
+        return level_set(self.axes, probability, confidence)
+
+    def boundary_mesh(self, kind: str, *, count: int = 32) -> Mesh:
+        """A boundary of a map with three free axes, as a surface of triangles.
+
+        Extra levels at 0 are no part of it: `slice` there.
+
+        Args:
+            kind: `stable` or `divergent`, as for `boundary`.
+            count: places of the model's grid along each axis, 2 to 128.
+
+        Returns:
+            Vertices in the axes' units, faces, and the area in unit coordinates; empty where the
+            boundary is not in the box.
+
+        Raises:
+            InputError: an unknown kind, a count outside its range, or not three free axes.
+
+        Example:
+            >>> from stabmap import example_map
+            >>> found = example_map("lr", "alpha", "weight_decay")
+            >>> mesh = found.boundary_mesh("divergent", count=8)
+            >>> mesh.vertices.shape[1], mesh.faces.shape[1], 0.9 < mesh.area < 1.3
+            (3, 3, True)
+        """
+        return mesh_of(self.axes, self._probability(kind), count)
+
+    def boundary_geometry(self, kind: str, *, count: int = 256) -> Geometry:
+        """Length, roughness and box-counting dimension of a boundary of a map with two free axes.
+
+        All in unit coordinates, in which the box is the unit square. They describe the fitted
+        boundary, which is smooth where no points lie: a dimension is given only for sizes above the
+        typical distance from the boundary to the nearest point, and only where these span a factor
+        of four. An extra level at 0 is no part of it.
+
+        Args:
+            kind: `stable` or `divergent`, as for `boundary`.
+            count: places of the model's grid along each axis, 8 to 1024.
+
+        Raises:
+            InputError: an unknown kind, a count outside its range, or not two free axes.
+
+        Example:
+            >>> from stabmap import example_map
+            >>> shape = example_map().boundary_geometry("divergent")
+            >>> 0.9 < shape.length < 1.3, shape.pieces, shape.roughness < 0.05
+            (True, 1, True)
+        """
+        return geometry_of(self.axes, self._probability(kind), self._evidence.frame, count)
+
+    def slice(self, **fixed: float) -> MapSlice:
+        """The map at fixed values of some of its axes: the same model, fewer free axes.
+
+        Args:
+            **fixed: values of free axes.
+
+        Returns:
+            A map that answers the same questions. Its `frame` has the points at these values only;
+            the model draws on all points.
+
+        Raises:
+            InputError: no axis, an unknown or fixed one, or a value outside what was swept.
+
+        Example:
+            >>> from stabmap import example_map
+            >>> whole = example_map()
+            >>> line = whole.slice(weight_decay=0.01)
+            >>> line.classify(lr=0.1) == whole.classify(lr=0.1, weight_decay=0.01)
+            True
+        """
+        from analysis.slices import slice_mistakes, sliced
+
+        for name in fixed:
+            self._axis(name)
+        if mistakes := slice_mistakes(self.axes, fixed):
+            raise InputError(mistakes)
+        for name, value in fixed.items():
+            mistakes += value_mistakes(self._axis(name), value)
         if mistakes:
             raise InputError(mistakes)
+        return sliced(self, {name: float(value) for name, value in fixed.items()})
+
+    def volume(self, regime: str, *, confidence: float = 0.9) -> Volume:
+        """Share of the box that belongs to a regime, with an interval.
+
+        The box is measured along the axes' scales; an extra level at 0 counts as 1/8 of its axis.
+        2,000 courses of both boundaries are drawn from the model's posterior, and the share of each
+        taken at 512 points that cover the box evenly. The interval is the model's own.
+
+        Args:
+            regime: stable, restrained, divergent; or bounded, for stable and restrained together.
+            confidence: of the interval, in (0, 1).
+
+        Raises:
+            InputError: an unknown regime, a confidence outside (0, 1), or a map without a point.
+
+        Example:
+            >>> from stabmap import example_map
+            >>> found = example_map().volume("stable")
+            >>> found.low < found.share < found.high
+            True
+            >>> print(found)  # doctest: +ELLIPSIS
+            stable: ...% of the box (...% to ...%)
+        """
+        mistakes = _confidence_mistakes(confidence)
+        if regime not in PARTS:
+            remedy = f"use one of {', '.join(PARTS)}"
+            mistakes.append(Mistake("regime", regime, "no such regime", remedy))
+        if mistakes:
+            raise InputError(mistakes)
+        return volume(self.surface, self.unit(box_points(self.axes, POINTS)), regime, confidence)
+
+    def nearest(self, n: int = 5, **place: float) -> pd.DataFrame:
+        """The evidence nearest to a place.
+
+        Args:
+            n: how many points.
+            **place: lr, alpha, weight_decay; an axis that the sweep held fixed may be left out.
+
+        Returns:
+            The rows of `to_frame`, nearest first, with their `distance` in unit coordinates (1 is
+            the width of the box). `number` finds the MLflow run of a row: it is the child of the
+            sweep's run with `params.number = '17'`.
+
+        Raises:
+            InputError: as `classify`, an array, or n below 1.
+
+        Example:
+            >>> from stabmap import example_map
+            >>> rows = example_map().nearest(2, lr=0.1, weight_decay=0.01)
+            >>> rows[["number", "regime"]].values.tolist()
+            [[28, 'stable'], [8, 'stable']]
+        """
+        return nearest_rows(self._seen, self._evidence.frame, self._place(place), n)
+
+    def uncertainty(self, *, kind: str = "bits", **values: ArrayLike) -> Any:
+        """How unsure the map is of the regime.
+
+        Args:
+            kind: `bits`, the entropy of the three probabilities (0 where sure, at most 1.58); or
+                `wrong`, the probability that the most likely regime is not the one.
+            **values: as for `classify`.
+
+        Returns:
+            A float for numbers, an array for arrays.
+
+        Raises:
+            InputError: as `classify`, or an unknown kind.
+
+        Example:
+            >>> from stabmap import example_map
+            >>> found = example_map()
+            >>> edge = found.max_stable("lr", weight_decay=0.01, confidence=0.5)
+            >>> found.uncertainty(lr=edge, weight_decay=0.01) > 0.9
+            True
+            >>> found.uncertainty(lr=0.01, weight_decay=0.01, kind="wrong") < 0.05
+            True
+        """
+        if kind not in KINDS:
+            law, remedy = "no such kind of uncertainty", f"use one of {', '.join(KINDS)}"
+            raise InputError([Mistake("kind", kind, law, remedy)])
+        found = self.classify(**values)
+        stacked = np.stack([np.asarray(found[name]) for name in REGIMES], axis=-1)
+        answer = (entropy if kind == "bits" else wrong)(stacked)
+        return answer if answer.shape else float(answer)
+
+    def merge(self, other: StabilityMap) -> StabilityMap:
+        """One map of the points of two sweeps of the same task, training and axes.
+
+        The two may differ in how they searched, and in the seed. A point that both trained with the
+        same seed is taken once, from the sweep with more replicates of it; with another seed it has
+        a row for each. Numbers of the other map's points are raised above those of this one. The
+        merged map has no audit: the points of both count as evidence alone.
+
+        Raises:
+            InputError: anything else differs; all fields that do are listed.
+
+        Example:
+            >>> from stabmap import example_map
+            >>> first, second = example_map(seed=0), example_map(seed=1)
+            >>> len(first.merge(second).frame)
+            128
+        """
+        return merged(self, other)
+
+    # ----------------------------------------------------------------- the model
+
+    def unit(self, points: Array) -> Array:
+        """Places, (n, 3) values of the axes, in the unit coordinates of `surface`, (n, d).
+
+        Example:
+            >>> from stabmap import example_map
+            >>> example_map().unit(np.array([[1.0, 0.0, 0.01]])).tolist()
+            [[0.5, 0.5, 0.5]]
+        """
+        return columns(self._seen, points)[0]
+
+    @property
+    def _seen(self) -> tuple[Axis, ...]:
+        """The axes as the model knows them."""
+        return self.axes
+
+    @property
+    def _evidence(self) -> StabilityMap:
+        """The map whose points the model is fitted to."""
+        return self
+
+    def _probability(self, kind: str, *mistakes: Mistake) -> Callable[[Array], Array]:
+        """Probability of the calm side of a boundary, at (n, 3) values of the axes."""
+        found = list(mistakes)
+        if kind not in ("stable", "divergent"):
+            law = "there are two boundaries"
+            found.append(Mistake("kind", kind, law, "use stable or divergent"))
+        if not any(axis.free for axis in self.axes):
+            law = "a sweep of a single point has no boundary"
+            found.append(Mistake("axes", [], law, "sweep an axis"))
+        if found:
+            raise InputError(found)
 
         def probability(points: Array) -> Array:
-            found = self.surface.probabilities(columns(self.axes, points)[0])
-            return found[:, 0] if kind == "stable" else 1 - found[:, 2]
+            regimes = self.surface.probabilities(self.unit(points))
+            return regimes[:, 0] if kind == "stable" else 1 - regimes[:, 2]
 
-        return level_set(self.axes, probability, confidence)
+        return probability
+
+    def _place(self, values: Mapping[str, ArrayLike]) -> Array:
+        """One place, (3,) values, for questions that take no arrays."""
+        given = self._columns(values)
+        if mistakes := [
+            Mistake(axis.name, list(column.shape), "one place is asked for", "give a number")
+            for axis, column in zip(self.axes, given, strict=True)
+            if column.shape
+        ]:
+            raise InputError(mistakes)
+        return np.array(given)
 
     def _axis(self, name: str) -> Axis:
         for axis in self.axes:
@@ -321,14 +506,12 @@ class StabilityMap:
                         Mistake(axis.name, None, "the sweep varied this axis", "give its value")
                     )
                     continue
+                assert axis.value is not None
                 given = axis.value
-            try:
-                column = np.asarray(given, dtype=np.float64)
-            except (TypeError, ValueError):
-                mistakes.append(Mistake(axis.name, given, "must be a number", "give a number"))
-                continue
-            mistakes += _outside(axis, column)
-            columns.append(column)
+            wrong_here = value_mistakes(axis, given)
+            mistakes += wrong_here
+            if not wrong_here:
+                columns.append(np.asarray(given, dtype=np.float64))
         if mistakes:
             raise InputError(mistakes)
         try:
@@ -346,66 +529,131 @@ class StabilityMap:
     # ----------------------------------------------------------------- forms
 
     def to_frame(self) -> pd.DataFrame:
-        """A copy of the evidence, one row a point (columns: `docs/map-format.md`)."""
+        """A copy of the evidence, one row a point (columns: `docs/map-format.md`).
+
+        Example:
+            >>> from stabmap import example_map
+            >>> example_map().to_frame()["replicates"].sum().item()
+            64
+        """
         return self.frame.copy()
 
     def counts(self) -> dict[str, int]:
-        """Number of points in each regime."""
+        """Number of points in each regime.
+
+        Example:
+            >>> from stabmap import example_map
+            >>> sum(example_map().counts().values())
+            64
+        """
         return {regime: int((self.frame["regime"] == regime).sum()) for regime in REGIMES}
 
+    def to_xarray(self, count: int | None = None) -> Dataset:
+        """The fitted model over a grid of the free axes, as an `xarray.Dataset`.
+
+        Variables: `probability` of each regime; `most_likely`, the index of the regime of the
+        largest one; `uncertainty`, its entropy in bits; `latent_mean` and `latent_sd`, mean and
+        standard deviation of the model's two latent functions (docs/map-format.md). Coordinates
+        follow the axes' scales, so those of a log axis are log-spaced; an extra level at 0 comes
+        first. Fixed axes are coordinates without a dimension.
+
+        Args:
+            count: places along each free axis; None for 512, 128 or 32, for one, two or three axes.
+
+        Raises:
+            InputError: a count below 2 or too large, or a map without a point.
+
+        Example:
+            >>> from stabmap import example_map
+            >>> grid = example_map().to_xarray(count=5)
+            >>> dict(grid.sizes)
+            {'regime': 3, 'lr': 5, 'weight_decay': 6, 'margin': 2}
+            >>> grid.lr.values.round(3).tolist()
+            [0.01, 0.1, 1.0, 10.0, 100.0]
+            >>> likely = grid.most_likely.sel(weight_decay=0.01, method="nearest")
+            >>> [REGIMES[i] for i in likely.values]
+            ['stable', 'stable', 'restrained', 'divergent', 'divergent']
+        """
+        return as_grid(self.axes, self._seen, self.surface, count)
+
     def write_parquet(self, path: Path) -> None:
-        """The evidence with `about` in the file's metadata: the same map, the same bytes."""
-        table = pa.Table.from_pandas(self.frame, preserve_index=False)
-        about = {"schema_version": SCHEMA_VERSION, **self.about}
-        text = json.dumps(about, sort_keys=True)
-        pq.write_table(table.replace_schema_metadata({"stabmap": text}), path)
+        """The evidence with `about` in the file's metadata: the same map, the same bytes.
+
+        Example:
+            >>> from pathlib import Path
+            >>> from tempfile import TemporaryDirectory
+            >>> from stabmap import example_map
+            >>> with TemporaryDirectory() as folder:
+            ...     path = Path(folder, "map.parquet")
+            ...     example_map().write_parquet(path)
+            ...     StabilityMap.read_parquet(path).counts() == example_map().counts()
+            True
+        """
+        exports.write_parquet(path, self.about, self.frame)
 
     @classmethod
     def read_parquet(cls, path: Path) -> StabilityMap:
-        """Inverse of `write_parquet`.
+        """Inverse of `write_parquet`, which has an example.
 
         Raises:
             InputError: the file is no map.
             StabmapError: it is one of another schema.
         """
-        # Anybody may have written the file: whatever is wrong with it, it is no map.
-        broken = (OSError, KeyError, ValueError, TypeError, AttributeError)
-        try:
-            table = pq.read_table(path)
-            about = json.loads((table.schema.metadata or {})[b"stabmap"])
-            version = about.pop("schema_version")
-        except broken as error:
-            raise _no_map(path, error) from error
-        if version != SCHEMA_VERSION:
-            raise StabmapError(
-                f"{path}: map schema {version}, but this stabmap reads {SCHEMA_VERSION}; "
-                "use the stabmap version that wrote it"
-            )
+        return cls._made(path, *exports.read_parquet(path))
+
+    @classmethod
+    def read(cls, path: Path) -> StabilityMap:
+        """The map in a file of any format that `export` writes; `load_map` finds the file too.
+
+        Raises:
+            InputError: the file is no map.
+            StabmapError: it is one of another schema.
+        """
+        return cls._made(path, *exports.read(path))
+
+    @classmethod
+    def _made(cls, path: Path, about: dict[str, Any], frame: pd.DataFrame) -> StabilityMap:
         try:
             axes = tuple(Axis(name=name, **about["axes"][name]) for name in AXIS_NAMES)
-            table.select(COLUMNS)
-            return cls(axes, table.to_pandas(), about)
-        except broken as error:
-            raise _no_map(path, error) from error
+        except exports.BROKEN as error:
+            raise exports.no_map(path, error) from error
+        return cls(axes, frame, about)
 
-    def export(self, folder: str | Path) -> list[Path]:
-        """Write the map to a folder, as `map.parquet` (for `load_map`) and `map.json`.
+    def export(
+        self, folder: str | Path, formats: Sequence[str] = tuple(exports.FILES)
+    ) -> list[Path]:
+        """Write the map to a folder; `load_map` reads the same map back from any of the files.
 
         Args:
             folder: made where it does not exist.
+            formats: some of parquet (`map.parquet`), json (`map.json`), csv (`map.csv`) and netcdf
+                (`map.nc`, which has the grid of `to_xarray` too).
 
         Returns:
             The files written.
 
         Raises:
-            InputError: the folder cannot be written.
+            InputError: an unknown format, or the folder cannot be written.
+
+        Example:
+            >>> from tempfile import TemporaryDirectory
+            >>> from stabmap import example_map, load_map
+            >>> found = example_map()
+            >>> with TemporaryDirectory() as folder:
+            ...     (path,) = found.export(folder, ["csv"])
+            ...     again = load_map(path)
+            >>> again.classify(lr=0.3, weight_decay=0) == found.classify(lr=0.3, weight_decay=0)
+            True
         """
+        if unknown := [name for name in formats if name not in exports.FILES]:
+            known = f"use some of {', '.join(exports.FILES)}"
+            raise InputError([Mistake("formats", n, "unknown format", known) for n in unknown])
         root = Path(folder).expanduser()
-        paths = [root / MAP_FILE, root / "map.json"]
+        paths = [root / exports.FILES[name] for name in formats]
         try:
             root.mkdir(parents=True, exist_ok=True)
-            self.write_parquet(paths[0])
-            paths[1].write_text(self.to_json(), encoding="utf-8")
+            for name, path in zip(formats, paths, strict=True):
+                self._write(name, path)
         except OSError as error:
             raise InputError(
                 [
@@ -419,11 +667,25 @@ class StabilityMap:
             ) from error
         return paths
 
+    def _write(self, name: str, path: Path) -> None:
+        if name == "parquet":
+            self.write_parquet(path)
+        elif name == "netcdf":
+            exports.write_netcdf(path, self.about, self.frame, self.to_xarray())
+        else:
+            text = self.to_json() if name == "json" else exports.as_csv(self.about, self.frame)
+            path.write_text(text, encoding="utf-8")
+
     def to_json(self) -> str:
-        """`about` and the evidence as JSON; null where nothing was measured."""
-        records = self.frame.astype(object).where(self.frame.notna(), None).to_dict("records")
-        content = {"schema_version": SCHEMA_VERSION, "about": dict(self.about), "points": records}
-        return json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
+        """`about` and the evidence as JSON; null where nothing was measured.
+
+        Example:
+            >>> from stabmap import example_map
+            >>> import json
+            >>> len(json.loads(example_map().to_json())["points"])
+            64
+        """
+        return exports.as_json(self.about, self.frame)
 
 
 def _shown(axis: Axis) -> str:
@@ -438,8 +700,12 @@ def _confidence_mistakes(confidence: float) -> list[Mistake]:
     return [Mistake("confidence", confidence, "0 < confidence < 1", "use 0.95")]
 
 
-def _outside(axis: Axis, values: Array) -> list[Mistake]:
-    """Whether values lie where the sweep did not look."""
+def value_mistakes(axis: Axis, values: ArrayLike) -> list[Mistake]:
+    """What is wrong with values of an axis: no numbers, or where the sweep did not look."""
+    try:
+        values = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        return [Mistake(axis.name, values, "must be a number", "give a number")]
     if not values.size:
         return []
     shown: Any = values.item() if values.ndim == 0 else [float(values.min()), float(values.max())]

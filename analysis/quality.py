@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta, qmc
 
-from analysis.surface import ZERO_SHARE, Field, Surface, columns
+from analysis.surface import ZERO_SHARE, Field, Surface
 from analysis.threads import one_thread
 from trainables.domain import Axis
 
@@ -121,30 +121,42 @@ def misclassified(surface: Surface, x: Array, seed: int = 0) -> tuple[float, tup
         Mean, and its quantiles over joint draws of both boundaries: an error next to another is
         likely where the boundary runs elsewhere, which single probabilities do not show.
     """
-    random = np.random.default_rng(seed)
-    stable, bounded = (_draws(field, x, random) for field in (surface.stable, surface.bounded))
-    drawn = np.where(bounded < 0, 2, np.where(stable < 0, 1, 0))
+    drawn = drawn_regimes(surface, x, seed)
     shown = surface.probabilities(x).argmax(1)
     shares = (drawn != shown).mean(1)
     low, high = np.quantile(shares, INTERVAL)
     return float(shares.mean()), (float(low), float(high))
 
 
-def _draws(field: Field, x: Array, random: np.random.Generator) -> Array:
-    """(DRAWS, n) joint draws of the latent function."""
+def drawn_regimes(
+    surface: Surface, x: Array, seed: int = 0, draws: int = DRAWS
+) -> NDArray[np.int_]:
+    """Regimes at points, (draws, n) indices, by joint draws of both boundaries."""
+    random = np.random.default_rng(seed)
+    fields = surface.stable, surface.bounded
+    stable, bounded = (_draws(field, x, random, draws) for field in fields)
+    return np.where(bounded < 0, 2, np.where(stable < 0, 1, 0))
+
+
+def _draws(field: Field, x: Array, random: np.random.Generator, draws: int) -> Array:
+    """(draws, n) joint draws of the latent function."""
     prior = field.process.hyperparameters
     with one_thread():
         mean, half = field.process.half(x - 0.5)
         covariance = prior.covariance(x - 0.5, x - 0.5) - half.T @ half
         values, vectors = np.linalg.eigh(covariance)
         root = vectors * np.sqrt(np.maximum(values, 0.0))
-        drawn: Array = mean + random.normal(size=(DRAWS, len(x))) @ root.T
+        drawn: Array = mean + random.normal(size=(draws, len(x))) @ root.T
     return drawn
 
 
-def notes(axes: Sequence[Axis], surface: Surface) -> tuple[str, ...]:
-    """What was not found in the box, and how likely it is there all the same."""
-    x, _ = columns(axes, box_points(axes, BOX))
+def notes(surface: Surface, x: Array) -> tuple[str, ...]:
+    """What was not found in the box, and how likely it is there all the same.
+
+    Args:
+        surface: the fitted model.
+        x: (n, d) unit coordinates that stand for the box.
+    """
     likely = surface.probabilities(x).max(0)
     found = []
     if surface.bounded.only > 0:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analysis import theory
+    from analysis.compare import compare
+    from analysis.example import example_map
     from analysis.load import load_map
     from analysis.map import StabilityMap
     from stabmap.guard import MapGuard, UnstableError
@@ -86,8 +88,10 @@ _PLACES = {
     "UnreachableError": "trainables.domain",
     "UnstableError": "stabmap.guard",
     "Verdict": "trainables.domain",
+    "compare": "analysis.compare",
     "dry_run": "trainables.dynamics.dry_run",
     "evaluate": "trainables.evaluate",
+    "example_map": "analysis.example",
     "get_stabiliser": "trainables.dynamics.stabilisers",
     "get_task": "trainables.tasks",
     "load_map": "analysis.load",
@@ -121,8 +125,10 @@ __all__ = [
     "UnstableError",
     "Verdict",
     "__version__",
+    "compare",
     "dry_run",
     "evaluate",
+    "example_map",
     "get_stabiliser",
     "get_task",
     "load_map",

@@ -381,7 +381,7 @@ class _Session:
     def _write_map(self) -> tuple[StabilityMap, Path | None]:
         """The map as known now, to the sweep's folder and to MLflow."""
         stability_map, folder = self._map(), self.store.folder / ARTIFACT_FOLDER
-        stability_map.export(folder)
+        stability_map.export(folder, ("parquet", "json"))
         picture = None
         if any(axis.free for axis in stability_map.axes):
             picture = plot_map(stability_map, folder / "map.png")

@@ -268,7 +268,7 @@ NO_RESTRAINED = "no restrained training was seen: "
 def test_notes(stable: float, divergent: float, expected: list[str]) -> None:
     """What was not found; with the largest probability that it has in the box, as `classify`."""
     found = map_of({"lr": LR}, 16, margins_of(stable, divergent))
-    said = notes(found.axes, found.surface)
+    said = notes(found.surface, found.unit(box_points(found.axes, 512)))
     assert [note[: len(start)] for note, start in zip(said, expected, strict=True)] == expected
     assert found.quality.notes == said
     places = box_points(found.axes, BOX)

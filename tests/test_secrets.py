@@ -382,7 +382,7 @@ def test_an_address_on_the_command_line(
 # --------------------------------------------------------------------------- files of others
 
 
-@pytest.mark.parametrize("sweep", ["..", "a%2fb", "x y", "\x1b[2J", "a\0b", "z" * 65, "~nobody-x"])
+@pytest.mark.parametrize("sweep", ["..", "a%2fb", "x'y", "\x1b[2J", "a\0b", "z" * 201, "~nobody-x"])
 def test_an_id_is_no_path(sweep: str) -> None:
     with pytest.raises(InputError) as caught:
         load_map(sweep, "http://127.0.0.1:9")
@@ -428,7 +428,7 @@ def test_an_export_writes_inside_its_folder_only(tmp_path: Path) -> None:
     replace(found, about=about).export(tmp_path / "out" / "in")
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {path.parent for path in files} == {tmp_path / "out" / "in"}
-    assert {path.name for path in files} == {"map.parquet", "map.json"}
+    assert {path.name for path in files} == {"map.parquet", "map.json", "map.csv", "map.nc"}
 
 
 @pytest.mark.parametrize(
