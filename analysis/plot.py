@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from analysis.compare import Comparison
 from analysis.map import REGIMES, StabilityMap
 from analysis.theory import Overlay, overlays
 from trainables.domain import ZERO_LEVEL, Axis, InputError, Mistake
@@ -52,7 +53,6 @@ def plot_map(stability_map: StabilityMap, path: str | Path, theory: bool = True)
         InputError: no axis is free, or the file cannot be written.
     """
     free = [axis for axis in stability_map.axes if axis.free]
-    target = Path(path).expanduser()
     if not free:
         raise InputError(
             [Mistake("axes", None, "a picture needs a free axis", "give an axis a range")]
@@ -60,6 +60,104 @@ def plot_map(stability_map: StabilityMap, path: str | Path, theory: bool = True)
     figure = (
         _curves(stability_map, free[0]) if len(free) == 1 else _regions(stability_map, free, theory)
     )
+    return _saved(figure, path)
+
+
+def plot_comparison(found: Comparison, path: str | Path) -> Path:
+    """Draw two maps next to each other, and the stable and bounded volume that is gained.
+
+    Two or three free axes; a third is held at the middle of its range, which the title says. What
+    only one of the maps has as stable is outlined in both.
+
+    Args:
+        found: what `compare` gave.
+        path: file to write; the ending decides the format (png, svg, pdf).
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: fewer than two free axes, or the file cannot be written.
+    """
+    free = [axis for axis in found.first.axes if axis.free]
+    if len(free) < 2:
+        law = "the picture of a comparison needs two free axes"
+        raise InputError([Mistake("axes", [a.name for a in free], law, "print the table instead")])
+    across, up = _Scale(free[0]), _Scale(free[1])
+    held = {axis.name: float(axis.from_unit(0.5)) for axis in free[2:]}
+    figure = Figure(figsize=(15.0, 5.2), layout="constrained")
+    panels = figure.subplots(1, 3, width_ratios=(1, 1, 0.8))
+    stable = [_stable_cells(one, across, up, held) for one in (found.first, found.second)]
+    for panel, one, name in zip(panels, (found.first, found.second), _names(found), strict=False):
+        _region_panel(panel, one, across, up, held)
+        _outline(panel, across, up, stable[0] != stable[1])
+        panel.set_title(name, fontsize=10)
+    _gain_panel(panels[2], found)
+    figure.suptitle(", ".join(f"{name} = {value:.3g}" for name, value in held.items()), fontsize=10)
+    patches = _legend(panels[0])[: len(REGIMES)]
+    patches.append(Line2D([], [], color="black", linewidth=1.6, label="stable in one of them"))
+    figure.legend(handles=patches, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    return _saved(figure, path)
+
+
+def _names(found: Comparison) -> list[str]:
+    """What sets either map apart: the first fields that differ."""
+    pairs = [(d.field.rpartition(".")[2], d.first, d.second) for d in found.settings[:3]]
+    names = [", ".join(f"{n} = {pair[i]}" for n, *pair in pairs) for i in range(2)]
+    return [
+        f"{order}: {name or 'same settings'}"[:70]
+        for order, name in zip(("first", "second"), names, strict=True)
+    ]
+
+
+def _stable_cells(
+    found: StabilityMap, across: _Scale, up: _Scale, held: Mapping[str, float]
+) -> Any:
+    """Whether stable is most likely, in the cells of a panel; no cell of a gap is."""
+    x, y = across.cells()[1], up.cells()[1]
+    solid = np.isfinite(y)[:, None] & np.isfinite(x)[None, :]
+    grid = {
+        across.axis.name: np.where(np.isfinite(x), x, x[-1])[None, :],
+        up.axis.name: np.where(np.isfinite(y), y, y[-1])[:, None],
+    }
+    given = found.classify(**grid, **held)
+    best = np.argmax(np.stack([given[name] for name in REGIMES]), axis=0)
+    return solid & (best == 0)
+
+
+def _outline(panel: Axes, across: _Scale, up: _Scale, inside: Any) -> None:
+    """A line around cells, block by block."""
+    x_edges, y_edges = across.cells()[0], up.cells()[0]
+    for rows in up.blocks():
+        for columns in across.blocks():
+            part = inside[rows, columns]
+            if part.any() and not part.all():
+                x = _to_edges(x_edges[columns.start :], part.shape[1])
+                y = _to_edges(y_edges[rows.start :], part.shape[0])
+                cells = np.pad(part.astype(float), 1, mode="edge")
+                panel.contour(x, y, cells, levels=[0.5], colors="black", linewidths=1.6)
+
+
+def _gain_panel(panel: Axes, found: Comparison) -> None:
+    """The gains with their intervals."""
+    for row, gain in enumerate(found.gains):
+        panel.plot([gain.low, gain.high], [row, row], color="black", linewidth=2)
+        panel.plot(gain.difference, row, "o", color="black")
+        text = f"{gain.difference:+.1%}, P(gain) = {gain.probability:.3f}"
+        panel.annotate(
+            text, (gain.difference, row), (0, 12), textcoords="offset points", ha="center",
+            fontsize=9,
+        )  # fmt: skip
+    panel.axvline(0, color="grey", linewidth=1, linestyle="--")
+    panel.set_yticks(range(len(found.gains)), [gain.part for gain in found.gains])
+    panel.set_ylim(len(found.gains) - 0.4, -0.6)
+    panel.margins(x=0.35)
+    panel.set_xlabel(f"share of the box gained ({found.gains[0].confidence:.0%} interval)")
+
+
+def _saved(figure: Figure, path: str | Path) -> Path:
+    """Write a figure: the same figure gives the same bytes."""
+    target = Path(path).expanduser()
     FigureCanvasAgg(figure)
     if not target.suffix:
         raise InputError(

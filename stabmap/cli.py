@@ -15,6 +15,7 @@ import typer
 
 from stabmap.cli_cluster import find_here, kept_spec, print_nodes, resume_job
 from stabmap.cli_cluster import verbs as cluster_verbs
+from stabmap.cli_compare import verbs as compare_verbs
 from stabmap.cli_parts import AsJson, Home, Insecure, Overrides, SpecPath, TaskFiles
 from stabmap.cli_parts import plain_errors as _plain_errors
 from stabmap.cli_report import verbs as report_verbs
@@ -33,7 +34,7 @@ app = typer.Typer(
 )
 
 Sweep = Annotated[
-    str, typer.Argument(help="Id or hash of a sweep, its folder, or one that export wrote.")
+    str, typer.Argument(help="Id, hash or title of a sweep, its folder, or one that export wrote.")
 ]
 Tracking = Annotated[
     str | None, typer.Option("--tracking", help="MLflow address, if not the usual one.")
@@ -411,13 +412,14 @@ def export(
     folder: Annotated[Path, typer.Argument(help="Folder to write to.")],
     tracking: Tracking = None,
 ) -> None:
-    """Write a map to a folder, as parquet and JSON."""
+    """Write a map to a folder, as parquet, JSON, CSV and NetCDF."""
     from analysis.load import load_map
 
     for path in load_map(sweep, tracking).export(folder):
         print(path)
 
 
+app.add_typer(compare_verbs)
 app.add_typer(cluster_verbs)
 app.add_typer(report_verbs)
 app.add_typer(service_verbs)
