@@ -224,7 +224,7 @@ def test_the_code_and_the_spec_and_nothing_else(
             *("stabmap", "sweeps", "analysis", "trainables", "spec.yaml"),
         }
         for name, path in files.items():
-            assert path.suffix in (".py", ".yaml", ".typed")
+            assert path.suffix in (".py", ".yaml", ".typed", ".html", ".css", ".js")
             assert b"secret" not in path.read_bytes() or path.suffix == ".py"
             assert name == "spec.yaml" or path.read_bytes() == (here / name).read_bytes()
         assert "sweeps/presets/mnist-mlp.yaml" in files
