@@ -123,10 +123,13 @@ def work(workers: int) -> tuple[float, float]:
 def print_workers(counts: list[int]) -> None:
     """The table."""
     print(f"weak scaling: {POINTS} points a worker, {SECONDS:g} s each, packs of {PACK}")
-    print("workers   efficiency   seconds of the whole command")
+    print("workers   of pure training   of the first line   seconds of the whole command")
+    first = None
     for count in counts:
         efficiency, whole = work(count)
-        print(f"{count:7d} {efficiency:12.2f} {whole:30.0f}", flush=True)
+        first = first or efficiency
+        row = f"{count:7d} {efficiency:18.2f} {efficiency / first:19.2f} {whole:30.0f}"
+        print(row, flush=True)
 
 
 def main() -> None:
