@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Generic, TypeVar
 
-from analysis.load import redacted
+from trainables.messages import first_line
 
 Record = TypeVar("Record")
 
@@ -130,7 +130,7 @@ class Backlog(Generic[Record]):
 
     def _failed(self, error: Exception, records: list[Record]) -> bool:
         """After an error: wait; False where there is nothing more to wait for."""
-        first = redacted((str(error).strip().splitlines() or [""])[0])[:200]
+        first = first_line(error)
         if self._refused(error):
             if len(records) > 1:
                 self._alone = len(records)  # one by one, to find those that are meant

@@ -20,12 +20,12 @@ import optuna
 import sqlalchemy as sql
 from sqlalchemy.dialects import postgresql, sqlite
 
-from analysis.load import redacted
 from sweeps.rounds import distance_to_boundary
 from sweeps.search.space import distributions, to_params
 from sweeps.spec import SweepSpec, database_mistakes
 from sweeps.store import Entry
 from trainables.domain import InputError, PointResult, StabmapError, UnreachableError
+from trainables.messages import first_line, redacted
 
 #: Environment variable with the address, where the spec names none.
 VARIABLE = "STABMAP_DATABASE"
@@ -100,7 +100,7 @@ class Database:
             yield
         except (sql.exc.SQLAlchemyError, ImportError, optuna.exceptions.OptunaError) as error:
             cause = getattr(error, "orig", None) or error
-            first = redacted((str(cause).strip().splitlines() or [""])[0])[:160]
+            first = first_line(cause, 160)
             remedy = (
                 "pip install 'stabmap[postgresql]'"
                 if isinstance(error, ImportError)

@@ -27,7 +27,7 @@ os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is handled here
 import ray
 from ray import tune
 
-from analysis.load import ARTIFACT_FOLDER, redacted
+from analysis.load import ARTIFACT_FOLDER
 from analysis.map import MAP_FILE, StabilityMap
 from analysis.plot import plot_map
 from sweeps.access import check_access, knock
@@ -47,6 +47,7 @@ from trainables.domain import (
     StabmapError,
     UnreachableError,
 )
+from trainables.messages import first_line, redacted
 from trainables.tune import PackTrainable
 
 Ending = Literal["complete", "short", "interrupted", "paused", "stopped"]
@@ -526,8 +527,7 @@ def _one_line(say: Callable[[str], None]) -> Iterator[None]:
         error = record.exc_info and record.exc_info[1]
         if error:
             cause = getattr(error, "cause", None) or error  # what Ray has wrapped
-            first = (str(cause).strip().splitlines() or [""])[0]
-            say(redacted(f"{type(cause).__name__}: {first}")[:200])
+            say(f"{type(cause).__name__}: {first_line(cause)}"[:200])
         return not error
 
     log = logging.getLogger("ray.tune.execution.tune_controller")
@@ -570,9 +570,9 @@ def _start_ray(spec: SweepSpec, address: str, scratch: Path) -> None:
     try:
         ray.init(**options)
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        first = first_line(error) or repr(error)[:200]
         raise UnreachableError(
-            f"address = {address!r}: Ray cannot be reached ({first[:200]}); use --address local, "
+            f"address = {address!r}: Ray cannot be reached ({first}); use --address local, "
             "or start the cluster first"
         ) from error
 

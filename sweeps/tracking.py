@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from analysis.load import ARTIFACT_FOLDER, default_tracking_uri, redacted
+from analysis.load import ARTIFACT_FOLDER, default_tracking_uri
 from analysis.map import EVIDENCE, MAP_FILE, StabilityMap, evidence_row
 from sweeps.backlog import Backlog
 from sweeps.runs import FinishedRun, database_of, log_batch, write_run, write_together
@@ -32,6 +32,7 @@ from sweeps.spec import SweepSpec
 from sweeps.store import Entry
 from trainables import __version__
 from trainables.domain import AXIS_NAMES, PointResult, UnreachableError
+from trainables.messages import first_line, redacted
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -146,11 +147,11 @@ class Tracker:
                         raise
                     self.away = True
         except Exception as error:  # every scheme has its own kinds of failure
-            first = redacted(str(error).strip().splitlines()[0] if str(error).strip() else "")
             raise UnreachableError(
                 f"tracking.address = {redacted(self.uri)!r}: MLflow cannot be reached there "
-                f"({type(error).__name__}: {first[:160]}); start the server, mend tracking.address "
-                "or MLFLOW_TRACKING_URI, or leave both out to use a local sqlite file"
+                f"({type(error).__name__}: {first_line(error, 160)}); start the server, mend "
+                "tracking.address or MLFLOW_TRACKING_URI, or leave both out to use a local "
+                "sqlite file"
             ) from error
         return client
 
@@ -186,10 +187,9 @@ class Tracker:
         try:
             self._open()
         except (OSError, RuntimeError, MlflowException) as error:
-            first = redacted((str(error).strip().splitlines() or [""])[0])
             raise UnreachableError(
                 f"tracking.address = {redacted(self.uri)!r}: MLflow cannot open a run there "
-                f"({type(error).__name__}: {first[:160]}); mend it, or use another "
+                f"({type(error).__name__}: {first_line(error, 160)}); mend it, or use another "
                 "tracking.experiment or folder"
             ) from error
         self._records.start()
@@ -355,9 +355,9 @@ class Tracker:
                 for run in self._children()
             )
         except MlflowException as error:
-            first = redacted((str(error).strip().splitlines() or [""])[0])
             raise UnreachableError(
-                f"tracking.address = {redacted(self.uri)!r}: MLflow does not answer ({first[:160]})"
+                f"tracking.address = {redacted(self.uri)!r}: MLflow does not answer "
+                f"({first_line(error, 160)})"
             ) from error
         return Survey(parent.status == "RUNNING", children)
 

@@ -52,6 +52,11 @@ def _secrets_of_environment() -> list[str]:
     return sorted((s for s in every if len(s) >= SHORTEST_SECRET), key=len, reverse=True)
 
 
+def first_line(error: BaseException, length: int = 200) -> str:
+    """The first line of an error's text, without secrets; empty where it has none."""
+    return redacted((str(error).strip().splitlines() or [""])[0])[:length]
+
+
 def printable(text: str) -> str:
     """A text whose control characters, line ends included, are written as escapes.
 
