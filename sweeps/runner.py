@@ -193,7 +193,6 @@ class _Session:
         self._address = "local"
         self._begin = time.monotonic()
         self._mapped = time.monotonic()
-        self._checked = False
 
     def run(self, address: str) -> Outcome:
         """Train until the budget, an interrupt or a failure ends it; keep everything."""
@@ -263,6 +262,8 @@ class _Session:
     def _close(self, status: str, state: str) -> bool:
         """Let MLflow and the database have what they miss; whether they took it."""
         patience = PATIENCE if status == "FINISHED" else IMPATIENCE
+        if self.searcher.checked:
+            self.tracker.tag("k_check", "k repeated and k doubled agree to the bit")
         self.tracker.tag("state", state)
         try:
             recorded = self.tracker.close(status, patience)
@@ -339,9 +340,6 @@ class _Session:
         for number, entry in new:
             self.progress.add(entry.result, trained=True)
             self._record(number, entry)
-        if not self._checked:  # the first pack begins with the check, and raises if it fails
-            self._checked = True
-            self.tracker.tag("k_check", "k repeated and k doubled agree to the bit")
         if time.monotonic() - self._mapped >= MAP_SECONDS and self.rounds.results:
             self._mapped = time.monotonic()
             self._map_on_the_way()

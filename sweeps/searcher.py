@@ -63,7 +63,8 @@ class PackSearcher(Searcher):
         self._queue: deque[Numbered] = deque()
         self._running: dict[str, dict[int, Point]] = {}
         self._checker: str | None = None
-        self._checked = False
+        #: Whether a pack that began with the check has brought results.
+        self.checked = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="stabmap-proposals")
         self._next: Future[list[Numbered] | None] | None = None
         self._errors: Counter[tuple[str, str]] = Counter()
@@ -162,7 +163,7 @@ class PackSearcher(Searcher):
             del waiting[number]
             self._rounds.record(number, known)
             self._lost = 0
-            self._checked |= trial_id == self._checker
+            self.checked |= trial_id == self._checker
         if "error" in result:
             self._note(*result["error"])
         if not self.closed:
@@ -186,7 +187,7 @@ class PackSearcher(Searcher):
         if result and not error:
             self.on_trial_result(trial_id, result)
         left = self._running.pop(trial_id, {})
-        if trial_id == self._checker and not self._checked:
+        if trial_id == self._checker and not self.checked:
             self._checker = None
         self._queue.extendleft(reversed(left.items()))
         if error and not self.closed:

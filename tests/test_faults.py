@@ -192,10 +192,13 @@ def test_the_check_is_made_again_where_it_was_lost() -> None:
     assert [cluster.packs[name]["check"] for name in (first, second)] == [True, False]
     cluster.lose(first)
     cluster.searcher._not_before = 0.0
+    cluster.report(second)  # it did not check
+    assert not cluster.searcher.checked
     third = cluster.begin()
     assert third is not None and cluster.packs[third]["check"]
     assert cluster.packs[third]["numbers"] == cluster.packs[first]["numbers"]
     cluster.report(third)
+    assert cluster.searcher.checked
     fourth = cluster.begin()
     assert fourth is not None and not cluster.packs[fourth]["check"]
 

@@ -136,7 +136,7 @@ def test_mlflow_parent(finished: tuple[Path, Any]) -> None:
     run = client.get_run(outcome.sweep)
     assert run.info.status == "FINISHED"
     assert run.data.tags["stabiliser"] == "none"  # alpha is held at 0
-    for tag in ("git_commit", "torch", "ray", "optuna", "mlflow", "device", "data_hash"):
+    for tag in ("git_commit", "torch", "ray", "optuna", "mlflow", "device", "data_hash", "k_check"):
         assert run.data.tags[tag]
     assert run.data.tags["stabmap.spec"] == spec_in(folder, search__method="sobol", seeds=2).hash
     names = {artifact.path for artifact in client.list_artifacts(outcome.sweep, "map")}
