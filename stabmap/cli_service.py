@@ -42,8 +42,7 @@ def fsck(
     for path in tasks or ():
         load_tasks(path)
     spec = kept_spec(find_here(sweep, folder))
-    before = checks.repair(spec)[0] if repair else None
-    report = checks.check(spec)
+    before, report = checks.repair(spec) if repair else (None, checks.check(spec))
     if as_json:
         print(json.dumps(report.to_dict() | ({"before": before.to_dict()} if before else {})))
     else:

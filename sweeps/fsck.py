@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.load import redacted
 from sweeps.database import Database
 from sweeps.mirror import Mirror
 from sweeps.rounds import Rounds
 from sweeps.spec import SweepSpec
 from sweeps.store import Entry, Store, key_of
 from sweeps.tracking import Tracker
+from trainables.messages import redacted
 
 #: Seconds that a repair waits for a service that does not answer.
 PATIENCE = 30.0
@@ -56,7 +56,9 @@ class Report:
 
 
 def check(spec: SweepSpec) -> Report:
-    """Compare everything that is known about a sweep; changes nothing.
+    """Compare everything that is known about a sweep; changes none of it.
+
+    Tables that the database lacks are made.
 
     Args:
         spec: the sweep; no process may be running it.
@@ -107,10 +109,11 @@ def _in_store(store: Store, numbered: dict[int, Entry]) -> Iterator[Finding]:
     proposed = {entry.key for entry in numbered.values()}
     # A sweep whose budget was larger before has more than the search proposes now.
     surplus = len(store.entries.keys() - proposed)
-    state = store.recall().get("state")
+    facts = store.recall()
+    state = facts.get("state")
     if state == "running":
         yield Finding("store", "the sweep says that it runs, and no process runs it")
-    if surplus and state == "complete" and store.recall().get("limit") == len(proposed):
+    if surplus and state == "complete" and facts.get("limit") == len(proposed):
         yield Finding("store", f"{surplus} results are of points that the search does not propose")
 
 
