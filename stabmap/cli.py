@@ -16,7 +16,17 @@ import typer
 from stabmap.cli_cluster import find_here, kept_spec, print_nodes, resume_job
 from stabmap.cli_cluster import verbs as cluster_verbs
 from stabmap.cli_compare import verbs as compare_verbs
-from stabmap.cli_parts import AsJson, Home, Insecure, Overrides, SpecPath, TaskFiles
+from stabmap.cli_parts import (
+    AsJson,
+    Home,
+    Insecure,
+    Overrides,
+    SpecPath,
+    TaskFiles,
+    load_task_files,
+    read_spec,
+    task_words,
+)
 from stabmap.cli_parts import plain_errors as _plain_errors
 from stabmap.cli_report import verbs as report_verbs
 from stabmap.cli_service import verbs as service_verbs
@@ -79,9 +89,9 @@ def run(
 
     Examples: stabmap run mnist-mlp; stabmap run sweep.yaml -o budget.points=256 -o steps=800
     """
-    loaded = _loaded(spec, override, tasks)
+    loaded = read_spec(spec, override, tasks)
     again = ["run", spec, *(word for text in override or () for word in ("-o", text))]
-    again += _task_words(tasks)
+    again += task_words(tasks)
     _run(loaded, again, address, insecure, as_json, quiet)
 
 
@@ -105,10 +115,10 @@ def resume(
     if "://" in address:
         resume_job(sweep, address, insecure, as_json)
         return
-    _load(tasks)
+    load_task_files(tasks)
     loaded = kept_spec(find_here(sweep, folder))
     again = ["resume", sweep, *(["--folder", str(folder)] if folder else [])]
-    again += _task_words(tasks)
+    again += task_words(tasks)
     _run(loaded, again, address, insecure, as_json, quiet)
 
 
@@ -159,27 +169,6 @@ def _run(
         raise typer.Exit(code)
 
 
-def _loaded(spec: str, override: list[str] | None, tasks: list[str] | None) -> SweepSpec:
-    """The spec that a command names, with the tasks that it may ask for."""
-    from sweeps.spec import load_spec, parse_overrides
-
-    _load(tasks)
-    return load_spec(spec, parse_overrides(override or ()))
-
-
-def _task_words(tasks: list[str] | None) -> list[str]:
-    return [word for path in tasks or () for word in ("--tasks", path)]
-
-
-def _load(tasks: list[str] | None) -> None:
-    """Make the tasks of files known."""
-    if tasks:
-        from trainables.tasks import load_tasks
-
-        for path in tasks:
-            load_tasks(path)
-
-
 def _report(outcome: Any) -> None:
     """What was found and where it lies."""
     from analysis.text import as_text
@@ -222,7 +211,7 @@ def show(
     from trainables.cost import estimate
     from trainables.tasks import get_task
 
-    loaded = _loaded(spec, override, tasks)
+    loaded = read_spec(spec, override, tasks)
     task = get_task(loaded.task_name, **loaded.task_options)
     cost = estimate(task, loaded.training, loaded.budget.points, _workers(loaded))
     if as_json:
@@ -260,7 +249,7 @@ def doctor(
     if address is not None:
         print_nodes(address, insecure, folder, as_json)
         return
-    _load(tasks)
+    load_task_files(tasks)
     found: dict[str, Any] = {"versions": _versions(), "gpus": _gpus()}
     checked = _isolation(spec, override, tasks) if isolation else None
     if checked is not None:
@@ -297,7 +286,7 @@ def _isolation(spec: str, override: list[str] | None, tasks: list[str] | None) -
     from sweeps.search.designs import SobolDesign
     from trainables.isolation import check_isolation
 
-    loaded = _loaded(spec, override, tasks)
+    loaded = read_spec(spec, override, tasks)
     design = SobolDesign(loaded.space, loaded.seed)
     points = list(dict.fromkeys(design[i] for i in range(4)))
     return check_isolation(loaded.task_name, loaded.task_options, loaded.training, points)

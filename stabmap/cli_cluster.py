@@ -22,6 +22,7 @@ from stabmap.cli_parts import (
     SpecPath,
     TaskFiles,
     plain_errors,
+    read_spec,
 )
 from trainables.domain import InputError, Mistake, StabmapError, UnreachableError
 
@@ -307,13 +308,9 @@ def submit(
     what the sweep needs belongs into the environment of the cluster's nodes.
     """
     from sweeps.access import head_url
-    from sweeps.spec import load_spec, parse_overrides
-    from trainables.tasks import load_tasks
 
     head_url(address)
-    for path in tasks or ():
-        load_tasks(path)
-    loaded = load_spec(spec, parse_overrides(override or ()))
+    loaded = read_spec(spec, override, tasks)
     cluster = _cluster(address, insecure)
     sent = cluster.submit(loaded)
     for note in loaded.notes:

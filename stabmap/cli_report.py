@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stabmap.cli_parts import TaskFiles, plain_errors
+from stabmap.cli_parts import TaskFiles, load_task_files, plain_errors
 from trainables.domain import InputError
 
 verbs = typer.Typer()
@@ -42,10 +42,9 @@ def report(
 
 def _about_data(task: dict[str, Any], files: list[str] | None) -> str:
     """What a task's data are, in a sentence."""
-    from trainables.tasks import get_task, load_tasks
+    from trainables.tasks import get_task
 
-    for path in files or ():
-        load_tasks(path)
+    load_task_files(files)
     options = {key: value for key, value in task.items() if key != "name"}
     try:
         stand_in = get_task(task["name"], **options).stand_in

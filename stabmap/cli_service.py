@@ -12,7 +12,15 @@ from typing import Annotated
 import typer
 
 from stabmap.cli_cluster import find_here, kept_spec
-from stabmap.cli_parts import AsJson, Home, Insecure, TaskFiles, plain_errors
+from stabmap.cli_parts import (
+    AsJson,
+    Home,
+    Insecure,
+    TaskFiles,
+    load_task_files,
+    plain_errors,
+    task_words,
+)
 from trainables.domain import InputError, Mistake, UnreachableError
 
 verbs = typer.Typer()
@@ -37,10 +45,8 @@ def fsck(
     The sweep must not be running. Exit code 1: they disagree.
     """
     from sweeps import fsck as checks
-    from trainables.tasks import load_tasks
 
-    for path in tasks or ():
-        load_tasks(path)
+    load_task_files(tasks)
     spec = kept_spec(find_here(sweep, folder))
     before, report = checks.repair(spec) if repair else (None, checks.check(spec))
     if as_json:
@@ -56,7 +62,7 @@ def fsck(
         if not repair:
             again = ["stabmap", "fsck", sweep, "--repair"]
             again += ["--folder", str(folder)] if folder else []
-            again += [word for path in tasks or () for word in ("--tasks", path)]
+            again += task_words(tasks)
             print(f"mend with: {shlex.join(again)}", file=sys.stderr)
         raise typer.Exit(1)
 
