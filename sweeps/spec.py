@@ -179,6 +179,8 @@ class SweepSpec(_Part):
     seeds: int = 1
     seed: int = 0
     steps: int = 400
+    steps_at_lr: float | None = None
+    schedule: Annotated[NamedPart, BeforeValidator(_named)] = NamedPart(name="constant")
     dtype: DtypeName = "float32"
     device: str = "cpu"
     optimiser: str = "sgd"
@@ -209,7 +211,8 @@ class SweepSpec(_Part):
     def _settings(self) -> dict[str, Any]:
         """The fields of `Training` as given, the stabiliser without its defaults."""
         settings = {f.name: getattr(self, f.name) for f in fields(Training)}
-        return settings | {"stabiliser": self.stabiliser.model_dump()}
+        parts = ("stabiliser", "schedule")
+        return settings | {name: getattr(self, name).model_dump() for name in parts}
 
     @cached_property
     def space(self) -> tuple[Axis, ...]:
@@ -440,7 +443,7 @@ def _override(raw: dict[str, Any], path: str, value: Any) -> list[Mistake]:
         inner = place.get(parent)
         if inner is None:
             inner = place[parent] = {}
-        elif parent in ("task", "stabiliser") and isinstance(inner, str):
+        elif parent in ("task", "stabiliser", "schedule") and isinstance(inner, str):
             inner = place[parent] = {"name": inner}
         if not isinstance(inner, dict):
             here = ".".join(parents[: depth + 1])
@@ -518,7 +521,9 @@ def _unreadable(detail: Any, place: list[str]) -> Mistake:
         )
     law = re.sub(r" or instance of \w+", "", detail["msg"]).replace("valid dictionary", "mapping")
     law = law.replace("valid tuple", "list").replace("Input should be", "must be")
-    short = {"task": "name", "stabiliser": "name"} | {f"axes.{a}": "number" for a in AXIS_NAMES}
+    short = {"task": "name", "stabiliser": "name", "schedule": "name"} | {
+        f"axes.{a}": "number" for a in AXIS_NAMES
+    }
     if field in short:
         law = re.sub("a (valid )?mapping", f"a {short[field]} or a mapping", law)
     return Mistake(field, detail["input"], law, f"write {_example(place)}")
@@ -537,6 +542,8 @@ EXAMPLES = {
     "seeds": "1",
     "seed": "0",
     "steps": "400",
+    "steps_at_lr": "0.1",
+    "schedule": "cosine, or {name: step-decay, every: 0.2, gamma: 0.1}",
     "dtype": "float32",
     "device": "cpu",
     "optimiser": "sgd",
@@ -610,6 +617,7 @@ def _laws(spec: SweepSpec) -> Iterable[Mistake]:
     yield from wrong_task
     if training is not None and "lr" in axes and not any(m.field == "ks" for m in wrong):
         yield from _underflow(axes["lr"], training)
+        yield from _lengths(axes["lr"], training)
     if training is not None and task is not None:
         yield from _optimiser_laws(task, training, axes)
     if "alpha" in axes:
@@ -745,6 +753,16 @@ def _underflow(lr: Axis, training: Training) -> Iterable[Mistake]:
             f"lr / {max(training.ks)} underflows {training.dtype}",
             f"use lr >= {training.smallest_lr:.3g}, or dtype: float64",
         )
+
+
+def _lengths(lr: Axis, training: Training) -> Iterable[Mistake]:
+    """Whether a training has a fair number of updates at both ends of the axis."""
+    if not lr.free:
+        yield from training.steps_mistakes("axes.lr", lr.smallest)
+        return
+    assert lr.low is not None and lr.high is not None
+    for end in ("low", "high"):
+        yield from training.steps_mistakes(f"axes.lr.{end}", getattr(lr, end))
 
 
 def _optimiser_laws(task: Task, training: Training, axes: Mapping[str, Axis]) -> Iterable[Mistake]:

@@ -882,6 +882,8 @@ TELLING: dict[str, list[Any]] = {
     "seeds": [2],
     "seed": [1, -1],
     "steps": [61],
+    "steps_at_lr": [100.0],
+    "schedule": ["cosine", "step-decay", {"name": "step-decay", "every": 0.3}],
     "dtype": ["float64"],
     "device": ["cuda", "cuda:0"],
     "optimiser": ["nesterov", "adam", "adamw", "rmsprop", "adadelta", "torch.optim.NAdam"],

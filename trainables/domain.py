@@ -13,14 +13,18 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from numbers import Real
-from typing import Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from trainables.messages import HIDDEN, SECRET_WORD, printable, shortened, shown
 from trainables.messages import redacted as redacted  # for `analysis`, which knows only this module
+
+if TYPE_CHECKING:
+    from trainables.schedule import Schedule
 
 AXIS_NAMES = ("lr", "alpha", "weight_decay")
 DtypeName = Literal["float32", "float64", "bfloat16", "tfloat32"]
@@ -362,6 +366,12 @@ class Training:
         seeds: number of replicates of a point (initial weights and data order).
         seed: seed of the sweep, from which the replicates' seeds are derived.
         steps: number of updates of a full training, at least 20.
+        steps_at_lr: learning rate for which `steps` is the number of updates; at another one it is
+            steps x steps_at_lr / lr, so that lr x updates is the same everywhere (Sun et al. 2024,
+            figure 3). None trains every point for `steps`.
+        schedule: how the learning rate changes along a training: `constant`, `step-decay` or
+            `cosine`, or a mapping with `name` and options (`trainables.schedule`). Unless it is
+            constant, only a blow-up ends a training early.
         dtype: `float32`, `float64`, `bfloat16`, or `tfloat32`: float32 whose products a GPU rounds
             to 10 bits before it adds them up. Diagnostics are in float64 always.
         device: `cpu`, `cuda` or `cuda:N`.
@@ -395,6 +405,8 @@ class Training:
     seeds: int = 1
     seed: int = 0
     steps: int = 400
+    steps_at_lr: float | None = None
+    schedule: str | Mapping[str, Any] = "constant"
     dtype: DtypeName = "float32"
     device: str = "cpu"
     optimiser: OptimiserName | str = "sgd"
@@ -418,6 +430,7 @@ class Training:
             *self._choice_mistakes(),
             *self._optimiser_mistakes(),
             *self._stabiliser_mistakes(),
+            *self._schedule_mistakes(),
         ]
         if mistakes:
             raise InputError(mistakes)
@@ -425,6 +438,8 @@ class Training:
 
     def _fill_in(self) -> None:
         """Replace every None by what it stands for, so that equal trainings compare equal."""
+        from trainables.schedule import options_of
+
         fill = object.__setattr__
         if self.decay is None and not self.optimiser.startswith(TORCH_OPTIMISER):
             fill(self, "decay", "decoupled" if self.optimiser == "adamw" else "coupled")
@@ -438,6 +453,7 @@ class Training:
             beta2, eps = ADAPTIVE[self.optimiser]
             fill(self, "beta2", beta2 if self.beta2 is None else self.beta2)
             fill(self, "eps", eps if self.eps is None else self.eps)
+        fill(self, "schedule", options_of(self.rates))
         if isinstance(self.stabiliser, str):
             fill(self, "stabiliser", {"name": self.stabiliser})
 
@@ -485,6 +501,9 @@ class Training:
                 f"steps >= 20 (the verdict looks at the last tenth), and at most {MOST_STEPS}",
                 "use a few hundred",
             )
+        rate = self.steps_at_lr
+        if rate is not None and not (_is_number(rate) and 0 < rate < math.inf):
+            yield Mistake("steps_at_lr", rate, "a learning rate > 0", "use 0.1, or leave it out")
         for name, example in (("momentum", "0, or 0.9"), ("beta2", "0.999")):
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and 0 <= value < 1):
@@ -563,6 +582,34 @@ class Training:
                 "use stabiliser: stability",
             )
 
+    def _schedule_mistakes(self) -> Iterable[Mistake]:
+        from trainables.schedule import schedule_of
+
+        try:
+            schedule_of(self.schedule)
+        except InputError as error:
+            yield from error.mistakes
+
+    @cached_property
+    def rates(self) -> Schedule:
+        """The schedule of the learning rate."""
+        from trainables.schedule import schedule_of
+
+        return schedule_of(self.schedule)
+
+    def steps_of(self, lr: float) -> int:
+        """Number of updates of a full training at a learning rate."""
+        if self.steps_at_lr is None:
+            return self.steps
+        return round(min(self.steps * self.steps_at_lr / lr, 10.0 * MOST_STEPS))
+
+    def steps_mistakes(self, field: str, lr: float) -> Iterable[Mistake]:
+        """A mistake where a learning rate asks for too few or too many updates."""
+        steps = self.steps_of(lr)
+        if not 20 <= steps <= MOST_STEPS:
+            law = f"steps x steps_at_lr / lr is {steps}, which must be from 20 to {MOST_STEPS}"
+            yield Mistake(field, lr, law, "change steps or steps_at_lr, or leave steps_at_lr out")
+
     @property
     def stabiliser_name(self) -> str:
         """Name of what alpha is the strength of."""
@@ -572,7 +619,7 @@ class Training:
     @property
     def smallest_lr(self) -> float:
         """Smallest learning rate whose perturbed update lr / k is a normal number of the dtype."""
-        return TINY[self.dtype] * max(self.ks)
+        return TINY[self.dtype] * max(self.ks) / self.rates.smallest(self.steps)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -23,7 +23,6 @@ from trainables.dynamics.ensembles.rule import StackedOptimiser
 from trainables.dynamics.lyapunov import pulled, random_like
 from trainables.dynamics.optimisers import Optimiser, Slots
 from trainables.dynamics.thresholds import preconditioner_scaling
-from trainables.dynamics.torch_optimiser import optimiser_of
 from trainables.record import Record
 from trainables.trajectory import PROBE_SAMPLES, Bench
 
@@ -71,7 +70,7 @@ class EnsembleRun:
         networks = [self.bench.network(record.seed, self.bench.dtype) for record in records]
         starts = zip(*([p.detach() for p in n.parameters()] for n in networks), strict=True)
         fresh = [torch.stack(s).repeat_interleave(self._rows, 0) for s in starts]
-        slots = [records[0].rule.init(p) for p in fresh]
+        slots = [records[0].rule(0).init(p) for p in fresh]
         if self.records:
             fresh = [torch.cat(pair) for pair in zip(self._parameters, fresh, strict=True)]
             slots = [
@@ -93,9 +92,12 @@ class EnsembleRun:
 
     def _rules_of(self, record: Record) -> list[Optimiser]:
         """The update rule of each row of a replicate."""
-        training, point = self.bench.training, record.point
+        training = self.bench.training
         ks = [*training.ks, *[training.ks[0]] * (self._rows - self._ks)]
-        return [optimiser_of(training, point.lr, point.weight_decay, k) for k in ks]
+        return [self.bench.rule(record.point, k, record.step) for k in ks]
+
+    def _all_rules(self) -> list[Optimiser]:
+        return [rule for record in self.records for rule in self._rules_of(record)]
 
     def take_finished(self) -> list[tuple[Record, Replicate]]:
         """Judge the replicates that are done, and let them go."""
@@ -129,6 +131,8 @@ class EnsembleRun:
         with torch.enable_grad():
             losses, gradients = self.backend.gradients(self._parameters, *self._batch(rows))
         before = self._parameters
+        if not self.bench.training.rates.constant:
+            self._actions.follow(self._all_rules())
         self._actions.correct(self._ages(), before, gradients, self._slots)
         self._update(gradients)
         self._actions.moved(before, self._parameters)
@@ -155,9 +159,9 @@ class EnsembleRun:
     def _stacked_rules(self) -> dict[int, StackedOptimiser]:
         """One rule for each number of dimensions."""
         training = self.bench.training
-        if self._rules and training.optimiser != "adam":
+        if self._rules and training.optimiser != "adam" and training.rates.constant:
             return self._rules
-        rules = [rule for record in self.records for rule in self._rules_of(record)]
+        rules = self._all_rules()
         ages = self._ages()
         likes = {p.ndim: p for p in self._parameters}
         self._rules = {n: StackedOptimiser.of_rules(rules, ages, like) for n, like in likes.items()}
@@ -295,7 +299,7 @@ class EnsembleRun:
         record, row = self.records[i], i * self._rows
         slots = [tuple(s[row] for s in slots) for slots in self._slots]
         age = record.step + 1 if age is None else age
-        scaling = preconditioner_scaling(record.rule, slots, age)
+        scaling = preconditioner_scaling(record.rule(0), slots, age)
         return [p[row] for p in self._parameters], scaling
 
     # ------------------------------------------------------------- interruptions

@@ -35,9 +35,9 @@ def evaluate(points: Sequence[Point], task: Task | str, **training: Any) -> list
     Args:
         points: where to train.
         task: a task or the name of one.
-        **training: the fields of `Training`: ks, seeds, seed, steps, dtype, device, optimiser,
-            momentum, decay, beta2, eps, stabiliser, sharpness, lyapunov, backend,
-            early.
+        **training: the fields of `Training`: ks, seeds, seed, steps, steps_at_lr, schedule,
+            dtype, device, optimiser, momentum, decay, beta2, eps, stabiliser, sharpness,
+            lyapunov, backend, early.
 
     Returns:
         One result a point, in order; `.verdict` has regime, margins, reason and step. A result
@@ -104,7 +104,7 @@ def checked_training(settings: Mapping[str, Any]) -> Training:
 
 def point_mistakes(point: Point, task: Task, training: Training) -> list[Mistake]:
     """Laws that a point must obey for this task and training, beyond those of `Point`."""
-    mistakes = []
+    mistakes = list(training.steps_mistakes("lr", point.lr))
     if point.lr < training.smallest_lr:
         mistakes.append(
             Mistake(

@@ -15,7 +15,6 @@ from trainables.dynamics.curvature import sharpness
 from trainables.dynamics.lyapunov import mean_rate
 from trainables.dynamics.optimisers import Optimiser
 from trainables.dynamics.thresholds import stability_ratio
-from trainables.dynamics.torch_optimiser import optimiser_of
 from trainables.early import check_steps, settled
 from trainables.trajectory import Bench
 from trainables.verdict import EXPLOSION, Evidence, Observations, judge
@@ -44,10 +43,12 @@ class Record:
         self.bench, self.point, self.seed, self.job = bench, point, seed, job
         training = bench.training
         self.loss = bench.loss(point.alpha)
-        self._stride = 1 if bench.full_batch else max(1, min(10, training.steps // 40))
-        half = training.steps // 2
+        #: Updates of a full training.
+        self.steps = training.steps_of(point.lr)
+        self._stride = 1 if bench.full_batch else max(1, min(10, self.steps // 40))
+        half = self.steps // 2
         self._sharpness_steps = frozenset(
-            np.linspace(half, training.steps - 1, SHARPNESS_SAMPLES).astype(int).tolist()
+            np.linspace(half, self.steps - 1, SHARPNESS_SAMPLES).astype(int).tolist()
             if bench.full_batch and training.sharpness and self._threshold_known()
             else ()
         )
@@ -64,13 +65,14 @@ class Record:
         self._checks: list[dict[str, Any]] = []
         self._asked: list[tuple[int, float]] = []
         self._settled: tuple[Verdict, Evidence] | None = None
-        self._check_steps = frozenset(check_steps(training.steps) if training.early else ())
+        # A rate that still changes can change the label.
+        asked = training.early and training.rates.constant
+        self._check_steps = frozenset(check_steps(self.steps) if asked else ())
 
-    @cached_property
-    def rule(self) -> Optimiser:
-        """The update rule of the base trajectory."""
-        training = self.bench.training
-        return optimiser_of(training, self.point.lr, self.point.weight_decay, training.ks[0])
+    def rule(self, step: int | None = None) -> Optimiser:
+        """The update rule of the base trajectory after `step` updates; None: after those made."""
+        step = self.step if step is None else step
+        return self.bench.rule(self.point, self.bench.training.ks[0], step)
 
     @cached_property
     def mirror(self) -> nn.Module:
@@ -80,12 +82,12 @@ class Record:
     def _threshold_known(self) -> bool:
         """Whether the optimiser's threshold holds for what is trained."""
         kept = self.point.alpha == 0 or self.bench.stabiliser.keeps_threshold
-        return self.rule.splits and kept
+        return self.rule(0).splits and kept
 
     @property
     def done(self) -> bool:
         """Whether the verdict is settled: full length, blown up, or nothing can change it."""
-        full = self.step >= self.bench.training.steps
+        full = self.step >= self.steps
         return full or self.ended is not None or self._settled is not None
 
     # ------------------------------------------------------------- along the training
@@ -177,10 +179,10 @@ class Record:
 
     def _sharpness_ratio(self, snapshot: Mapping[str, Any]) -> float:
         """Sharpness of the base trajectory over its threshold."""
-        scaling, decay = None, 0.0
+        scaling, decay, rule = None, 0.0, self.rule(snapshot["step"])
         if snapshot["scaling"] is not None:
             scaling = snapshot["scaling"].numpy()
-            decay = self.rule.weight_decay if self.rule.coupled else 0.0
+            decay = rule.weight_decay if rule.coupled else 0.0
         top = sharpness(
             self.network(snapshot["parameters"]),
             self.loss.value,
@@ -189,14 +191,14 @@ class Record:
             scaling,
             decay,
         ).value
-        return stability_ratio(self.rule, top)
+        return stability_ratio(rule, top)
 
     def _observations(self, parameters: Sequence[Tensor], ratios: Sequence[float]) -> Observations:
         """All that was seen, up to these parameters of the base trajectory."""
         training = self.bench.training
         separation = np.array(self._separation, dtype=np.float64)
         return Observations(
-            steps=training.steps,
+            steps=self.steps,
             roundoff=self.bench.roundoff,
             loss_steps=np.array(self._loss_steps, dtype=np.float64),
             loss=np.array(self._loss, dtype=np.float64),
@@ -239,7 +241,7 @@ class Record:
     @property
     def _half(self) -> int:
         """The step at which the second half begins of what was run on purpose."""
-        steps = self.bench.training.steps if self._settled is None else self.step
+        steps = self.steps if self._settled is None else self.step
         return steps // 2
 
     def _loss_floor(self, parameters: Sequence[Tensor]) -> float:
@@ -252,7 +254,7 @@ class Record:
         """
         momentum = self.bench.training.momentum or 0.0
         squares = sum(float((p.detach().double() ** 2).sum()) for p in parameters)
-        floor = 1000 * self.bench.roundoff**2 * squares / (1 - momentum) ** 2 / self.point.lr
+        floor = 1000 * self.bench.roundoff**2 * squares / (1 - momentum) ** 2 / self.rule().lr
         return min(floor, LARGEST_FLOOR * abs(self._loss[0]))
 
     @torch.no_grad()

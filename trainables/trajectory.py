@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainables.domain import Point, Training, UnreachableError
-from trainables.dynamics.optimisers import Slots
+from trainables.dynamics.optimisers import Optimiser, Slots
 from trainables.dynamics.stabilisers import Action, Setting, Stabiliser, Step, stabiliser_of
 from trainables.dynamics.torch_optimiser import optimiser_of
 from trainables.losses import Loss
@@ -119,6 +119,14 @@ class Bench:
         """The loss that is trained at this strength of the stabiliser."""
         return self.stabiliser.loss(self.task.loss, alpha) if alpha > 0 else self.task.loss
 
+    def rule(self, point: Point, k: int, step: int) -> Optimiser:
+        """The update rule of a point for one k, after `step` updates."""
+        training, lr = self.training, point.lr
+        if not training.rates.constant:
+            steps = training.steps_of(lr)
+            lr *= training.rates.factor(min(step, steps - 1), steps)
+        return optimiser_of(training, lr, point.weight_decay, k)
+
     @property
     def roundoff(self) -> float:
         """Unit roundoff of the training's dtype."""
@@ -188,11 +196,10 @@ class Trajectory:
     """
 
     def __init__(self, bench: Bench, point: Point, k: int, seed: int) -> None:
-        training = bench.training
         self.bench, self.point, self.k, self.seed = bench, point, k, seed
         self.module = bench.network(seed, bench.dtype)
         self.parameters = list(self.module.parameters())
-        self.optimiser = optimiser_of(training, point.lr, point.weight_decay, k)
+        self.optimiser = bench.rule(point, k, 0)
         self.slots: list[Slots] = [self.optimiser.init(p.detach()) for p in self.parameters]
         self.loss = bench.loss(point.alpha)
         #: Updates made, and those since the optimiser's state was last forgotten.
@@ -216,6 +223,10 @@ class Trajectory:
             The loss of the batch before the update, without decay and penalties, detached.
         """
         inputs, targets = self.bench.inputs[rows], self.bench.targets[rows]
+        if not self.bench.training.rates.constant:
+            self.optimiser = self.bench.rule(self.point, self.k, self.count)
+            if self.action is not None:
+                self.action.follow(self.optimiser)
         if self.action is not None and self.action.begin(self.count):
             self.slots = [self.optimiser.init(p.detach()) for p in self.parameters]
             self.age = 0

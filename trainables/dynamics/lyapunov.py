@@ -128,11 +128,12 @@ def lyapunov_exponent(
         bench = Bench.of(task, training)
         base = Trajectory(bench, point, training.ks[0], seed)
         neighbour = Neighbour(base)
-        for step in range(training.steps):
+        steps = training.steps_of(point.lr)
+        for step in range(steps):
             rows = bench.batch(seed, step)
             base.step(rows)
             neighbour.step(rows)
-        exponent = mean_rate(neighbour.rates[math.ceil((1 - window) * training.steps) :])
+        exponent = mean_rate(neighbour.rates[math.ceil((1 - window) * steps) :])
     return math.nan if exponent is None else exponent
 
 

@@ -58,6 +58,12 @@ class Actions:
         setting = Setting(*self._setting, layer, loss, rule, bench.steps_per_epoch)
         return bench.stabiliser.start(setting, point.alpha)
 
+    def follow(self, rules: Sequence[Optimiser]) -> None:
+        """Take over the rules of the next step, where the learning rates have a schedule."""
+        for action, rule in zip(self._actions, rules, strict=True):
+            if action is not None:
+                action.follow(rule)
+
     def keep(self, rows: Sequence[int]) -> None:
         """Let all other trajectories go."""
         self._actions = [self._actions[row] for row in rows]

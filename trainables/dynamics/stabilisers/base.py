@@ -79,6 +79,9 @@ class Action:
         """
         return False
 
+    def follow(self, optimiser: Optimiser) -> None:
+        """Take over the update rule of the next step, where the learning rate has a schedule."""
+
     def gradients(self, step: Step) -> tuple[Tensor, ...]:
         """Gradients that the optimiser gets, one a parameter."""
         return step.plain_gradients()

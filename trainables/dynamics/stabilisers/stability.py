@@ -38,6 +38,7 @@ from trainables.dynamics.layers import (
     layer_mistakes,
     top_singular_pair,
 )
+from trainables.dynamics.optimisers import Optimiser
 from trainables.dynamics.stabilisers.base import Action, Setting, Stabiliser, Step
 from trainables.losses import Loss
 from trainables.options import as_names, choice, flag, layer_names
@@ -300,11 +301,8 @@ class Regularisation(Action):
         position = {id(p): i for i, p in enumerate(setting.parameters)}
         layers = [setting.module.get_submodule(name) for name in names]
         self.layers = [[position[id(p)] for p in layer.parameters()] for layer in layers]
-        decay = 1.0
-        if options.track_decay:
-            decay -= self.optimiser.lr * self.optimiser.weight_decay
-        self.decay = decay
-        self.products = [options.product(decay) for _ in layers]
+        self.decay = self._decay()
+        self.products = [options.product(self.decay) for _ in layers]
         self._output_gradient = setting.loss.output_gradient
         possible = options.mode != "generic" and len(layers) == 1
         possible = possible and self.optimiser.splits
@@ -312,6 +310,18 @@ class Regularisation(Action):
         self._watch = _Watch(layers[0]) if analytic else None
         anchor = options.anchor
         self._period = setting.steps_per_epoch if anchor == "epoch" else anchor
+
+    def _decay(self) -> float:
+        """What an update leaves of a parameter, where the product tracks it."""
+        rule = self.optimiser
+        return 1.0 - rule.lr * rule.weight_decay if self.options.track_decay else 1.0
+
+    def follow(self, optimiser: Optimiser) -> None:
+        """See `Action`."""
+        self.optimiser = optimiser
+        self.decay = self._decay()
+        for product in self.products:
+            product.decay = self.decay
 
     def begin(self, step: int) -> bool:
         """Forget the product where an anchor is due."""
