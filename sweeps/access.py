@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from analysis.load import redacted
 from sweeps.status import plain
 from trainables.domain import InputError, Mistake, UnreachableError
+from trainables.messages import redacted
 
 #: Seconds within which a head answers.
 PATIENCE = 10.0

@@ -216,7 +216,8 @@ def judge_mlflow(uri: str | None) -> list[Problem]:
     Args:
         uri: its address; None takes MLFLOW_TRACKING_URI, else the sqlite file.
     """
-    from analysis.load import default_tracking_uri, load_map, redacted
+    from analysis.load import default_tracking_uri, load_map
+    from trainables.messages import redacted
 
     try:
         load_map(NO_RUN, uri)
@@ -230,7 +231,7 @@ def judge_mlflow(uri: str | None) -> list[Problem]:
 
 
 def _cause(error: BaseException) -> str:
-    from analysis.load import redacted
+    from trainables.messages import redacted
 
     cause = error.__cause__ or error
     first = (str(cause).strip().splitlines() or [""])[0]

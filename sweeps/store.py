@@ -178,24 +178,6 @@ class Store:
         """All that is kept, by key, in the order of completion."""
         return MappingProxyType(self._entries)
 
-    def get(self, point: Point, repetition: int = 0) -> PointResult | None:
-        """The result of a point's first or a further training, if there is one."""
-        entry = self._entries.get(key_of(point, repetition))
-        return None if entry is None else entry.result
-
-    def append(self, result: PointResult, finished_at: float, repetition: int = 0) -> bool:
-        """Keep a result; it is on disk when this returns.
-
-        Args:
-            result: the result.
-            finished_at: when it came in, seconds since the epoch.
-            repetition: how often the point had been trained before.
-
-        Returns:
-            Whether it was new.
-        """
-        return self.extend([Entry(result, repetition, finished_at)])[0]
-
     def extend(self, entries: Iterable[Entry]) -> tuple[bool, ...]:
         """Keep several results; all are on disk when this returns.
 

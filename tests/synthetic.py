@@ -9,6 +9,7 @@ from typing import Any
 from analysis.map import StabilityMap
 from sweeps.search.designs import SobolDesign
 from sweeps.spec import SweepSpec, load_spec
+from sweeps.store import Entry, Store, key_of
 from trainables.domain import (
     Curve,
     Margins,
@@ -82,3 +83,14 @@ def map_of(
         points = [design[i] for i in range(points)]
     results = [(i, result_of(p, margins(p), growth=0.5)) for i, p in enumerate(points)]
     return StabilityMap.of(spec.about(), results)
+
+
+def keep(store: Store, result: PointResult, finished_at: float, repetition: int = 0) -> bool:
+    """Put one result into a store; whether it was new."""
+    return store.extend([Entry(result, repetition, finished_at)])[0]
+
+
+def kept_in(store: Store, point: Point, repetition: int = 0) -> PointResult | None:
+    """What a store has for a point."""
+    entry = store.entries.get(key_of(point, repetition))
+    return None if entry is None else entry.result

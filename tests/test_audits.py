@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, kstest
-from synthetic import LR, margins_at, measure, result_of, spec_of
+from synthetic import LR, keep, kept_in, margins_at, measure, result_of, spec_of
 from test_rounds import METHODS, START, Oracle, flat, in_any_order, in_order, spec_with
 
 import stabmap
@@ -390,14 +390,14 @@ def test_resuming_trains_no_replicate_again(tmp_path: Path) -> None:
             while proposed := rounds.propose():
                 for number, point in proposed:
                     repetition = rounds.repetition(number)
-                    known = store.get(point, repetition)
+                    known = kept_in(store, point, repetition)
                     if known is None:
                         if not most:
                             return rounds
                         most -= 1
                         known = train(number, point)
                         trained[point, repetition] += 1
-                        store.append(known, 0.0, repetition)
+                        keep(store, known, 0.0, repetition)
                     rounds.record(number, known)
         return rounds
 

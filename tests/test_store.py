@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic import LR, margins_at, measure, result_of, spec_of
+from synthetic import LR, keep, kept_in, margins_at, measure, result_of, spec_of
 
 from sweeps.spec import SweepSpec, load_spec
 from sweeps.store import Entry, Store, key_of
@@ -44,7 +44,7 @@ def some(count: int) -> list[PointResult]:
 def fill(folder: Path, results: list[PointResult]) -> bytes:
     with Store(spec_in(folder)) as store:
         for number, result in enumerate(results):
-            assert store.append(result, 1000.0 + number / 3)
+            assert keep(store, result, 1000.0 + number / 3)
         return (store.folder / "results.jsonl").read_bytes()
 
 
@@ -57,10 +57,10 @@ def test_append_is_idempotent(tmp_path: Path) -> None:
     other = result_of(first.point, Margins(-1, -5))  # the same point with another verdict
     for _ in range(2):
         with Store(spec_in(tmp_path)) as store:
-            assert not store.append(first, 5.0)
-            assert not store.append(other, 5.0)
+            assert not keep(store, first, 5.0)
+            assert not keep(store, other, 5.0)
             assert len(store) == 2
-            assert store.get(first.point) == first
+            assert kept_in(store, first.point) == first
             assert store.entries[first.point.key].finished_at == 1000.0
             assert (store.folder / "results.jsonl").read_bytes() == before
 
@@ -69,7 +69,7 @@ def test_a_result_is_on_disk_when_append_returns(tmp_path: Path) -> None:
     with Store(spec_in(tmp_path)) as store:
         path = store.folder / "results.jsonl"
         for count, result in enumerate(some(3), 1):
-            store.append(result, 0.0)
+            keep(store, result, 0.0)
             lines = path.read_text().splitlines()
             assert len(lines) == count
             assert PointResult.from_dict(json.loads(lines[-1])["result"]) == result
@@ -81,7 +81,7 @@ def test_append_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "fsync", lambda number: sizes.append(os.fstat(number).st_size))
     with Store(spec_in(tmp_path)) as store:
         for result in some(2):
-            store.append(result, 0.0)
+            keep(store, result, 0.0)
             assert sizes[-1] == (store.folder / "results.jsonl").stat().st_size
     assert len(sizes) == 2
 
@@ -95,7 +95,7 @@ def test_several_results_wait_for_the_disk_once(
     monkeypatch.setattr(os, "fsync", asked.append)
     with Store(spec_in(tmp_path / "one")) as store:
         for result in (first, second, third):
-            store.append(result, 7.0)
+            keep(store, result, 7.0)
         expected = (store.folder / "results.jsonl").read_bytes()
     asked.clear()
     with Store(spec_in(tmp_path / "together")) as store:
@@ -104,7 +104,7 @@ def test_several_results_wait_for_the_disk_once(
         assert store.extend(given) == (False, True, True, False)
         assert store.extend(given) == (False,) * 4
         assert (store.folder / "results.jsonl").read_bytes() == expected
-        assert store.get(third.point) == third and len(store) == 3
+        assert kept_in(store, third.point) == third and len(store) == 3
     assert len(asked) == 2
 
 
@@ -112,16 +112,16 @@ def test_unknown_points(tmp_path: Path) -> None:
     """Points are told apart to the last bit."""
     first = measure(Point(0.1))
     with Store(spec_in(tmp_path)) as store:
-        store.append(first, 0.0)
+        keep(store, first, 0.0)
         for lr in (math.nextafter(0.1, 1), math.nextafter(0.1, 0)):
-            assert store.get(Point(lr)) is None
+            assert kept_in(store, Point(lr)) is None
         near = measure(Point(math.nextafter(0.1, 1)))
-        assert store.append(near, 0.0)
+        assert keep(store, near, 0.0)
         assert len(store) == 2
-        assert store.get(Point(0.1, alpha=1e-300)) is None
+        assert kept_in(store, Point(0.1, alpha=1e-300)) is None
     with Store(spec_in(tmp_path)) as store:
-        assert store.get(near.point) == near
-        assert store.get(first.point) == first
+        assert kept_in(store, near.point) == near
+        assert kept_in(store, first.point) == first
 
 
 def test_replicates_of_a_point_are_told_apart(tmp_path: Path) -> None:
@@ -130,20 +130,20 @@ def test_replicates_of_a_point_are_told_apart(tmp_path: Path) -> None:
     kept = [result_of(point, Margins(1 - i, 1.0)) for i in range(3)]
     with Store(spec_in(tmp_path)) as store:
         for repetition in (2, 0, 1):
-            assert store.get(point, repetition) is None
-            assert store.append(kept[repetition], 10.0 + repetition, repetition)
-            assert not store.append(kept[0], 99.0, repetition)
-        assert store.append(measure(other), 0.0)
+            assert kept_in(store, point, repetition) is None
+            assert keep(store, kept[repetition], 10.0 + repetition, repetition)
+            assert not keep(store, kept[0], 99.0, repetition)
+        assert keep(store, measure(other), 0.0)
         before = (store.folder / "results.jsonl").read_bytes()
     with Store(spec_in(tmp_path)) as store:
-        assert [store.get(point, i) for i in range(4)] == [*kept, None]
-        assert store.get(point) == kept[0]
-        assert store.get(other, 1) is None
+        assert [kept_in(store, point, i) for i in range(4)] == [*kept, None]
+        assert kept_in(store, point) == kept[0]
+        assert kept_in(store, other, 1) is None
         assert len(store) == 4
         keys = [key_of(point, i) for i in range(3)]
         assert keys[0] == point.key
         assert [store.entries[key].finished_at for key in keys] == [10.0, 11.0, 12.0]
-        assert not store.append(kept[1], 0.0, 2)
+        assert not keep(store, kept[1], 0.0, 2)
         assert (store.folder / "results.jsonl").read_bytes() == before
 
 
@@ -181,9 +181,9 @@ def test_results_come_back_to_the_bit(
 ) -> None:
     folder = tmp_path_factory.mktemp("store")
     with Store(spec_in(folder)) as store:
-        store.append(result, at)
+        keep(store, result, at)
     with Store(spec_in(folder)) as store:
-        found = store.get(result.point)
+        found = kept_in(store, result.point)
         assert found == result
         assert repr(found) == repr(result)  # also the sign of zeros
         assert {k: e.finished_at for k, e in store.entries.items()} == {result.point.key: at}
@@ -194,9 +194,9 @@ def test_numbers_that_json_does_not_have(tmp_path: Path) -> None:
     good, bad = some(1)[0], result_of(Point(0.5), Margins(1, 1), growth=math.inf)
     with Store(spec_in(tmp_path)) as store:
         with pytest.raises(ValueError, match="JSON"):
-            store.append(bad, 0.0)
-        assert store.get(bad.point) is None
-        assert store.append(good, 0.0)
+            keep(store, bad, 0.0)
+        assert kept_in(store, bad.point) is None
+        assert keep(store, good, 0.0)
     with Store(spec_in(tmp_path)) as store:
         assert len(store) == 1
 
@@ -216,8 +216,8 @@ def test_a_last_line_cut_off_anywhere(tmp_path: Path, monkeypatch: pytest.Monkey
     for cut in range(begin, len(whole)):
         path.write_bytes(whole[:cut])
         with Store(spec) as store:
-            assert [store.get(r.point) for r in kept] == [*kept[:2], None]
-            assert store.append(kept[2], 1000.0 + 2 / 3)
+            assert [kept_in(store, r.point) for r in kept] == [*kept[:2], None]
+            assert keep(store, kept[2], 1000.0 + 2 / 3)
         assert path.read_bytes() == whole, f"after a cut at byte {cut - begin}"
     path.write_bytes(whole)
     with Store(spec) as store:
@@ -258,7 +258,7 @@ def test_partial_files_do_no_harm(tmp_path: Path) -> None:
 def test_a_second_store_is_refused(tmp_path: Path) -> None:
     spec = spec_in(tmp_path)
     with Store(spec) as store:
-        store.append(some(1)[0], 0.0)
+        keep(store, some(1)[0], 0.0)
         before = (store.folder / "results.jsonl").read_bytes()
         for _ in range(2):  # the refusal takes nothing away
             with pytest.raises(StabmapError, match=f"sweep {spec.hash} is being run by another"):
