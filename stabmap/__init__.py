@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from trainables.dynamics.stabilisers import get_stabiliser, stabiliser_names
     from trainables.evaluate import evaluate
     from trainables.tasks import Task, get_task, load_tasks, task_names
+    from trainables.tasks.from_functions import task_from
+    from trainables.tasks.from_hugging_face import hugging_face_task
+    from trainables.tasks.from_lightning import lightning_task
 
 
 def _check_neighbours() -> None:
@@ -94,11 +97,14 @@ _PLACES = {
     "example_map": "analysis.example",
     "get_stabiliser": "trainables.dynamics.stabilisers",
     "get_task": "trainables.tasks",
+    "hugging_face_task": "trainables.tasks.from_hugging_face",
+    "lightning_task": "trainables.tasks.from_lightning",
     "load_map": "analysis.load",
     "load_spec": "sweeps.spec",
     "load_tasks": "trainables.tasks",
     "run_sweep": "sweeps.runner",
     "stabiliser_names": "trainables.dynamics.stabilisers",
+    "task_from": "trainables.tasks.from_functions",
     "task_names": "trainables.tasks",
     "theory": "analysis",
 }
@@ -131,11 +137,14 @@ __all__ = [
     "example_map",
     "get_stabiliser",
     "get_task",
+    "hugging_face_task",
+    "lightning_task",
     "load_map",
     "load_spec",
     "load_tasks",
     "run_sweep",
     "stabiliser_names",
+    "task_from",
     "task_names",
     "theory",
 ]

@@ -30,6 +30,7 @@ from stabmap.cli_parts import (
 from stabmap.cli_parts import plain_errors as _plain_errors
 from stabmap.cli_report import verbs as report_verbs
 from stabmap.cli_service import verbs as service_verbs
+from stabmap.cli_tasks import verbs as task_verbs
 from trainables import __version__
 from trainables.domain import AXIS_NAMES, InputError, Mistake, unknown_axis
 
@@ -412,6 +413,7 @@ app.add_typer(compare_verbs)
 app.add_typer(cluster_verbs)
 app.add_typer(report_verbs)
 app.add_typer(service_verbs)
+app.add_typer(task_verbs)
 
 
 def main() -> None:

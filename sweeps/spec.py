@@ -686,6 +686,10 @@ def _task_of(spec: SweepSpec) -> tuple[Task | None, list[Mistake]]:
     if name is None:
         known = ", ".join(task_names())
         return None, [Mistake("task", None, "every sweep needs a task", f"use one of {known}")]
+    if ".py:" in name:  # a spec may come from anybody, and reading it must not execute a file
+        path, _, inner = name.rpartition(":")
+        remedy = f"write task: {inner}, and name the file on the command line: --tasks {path}"
+        return None, [Mistake("task", name, "a spec names no file", remedy)]
     return _built(lambda **options: get_task(name, **options), spec.task_options, "task.")
 
 

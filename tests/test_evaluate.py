@@ -466,12 +466,17 @@ def test_a_divergent_training_ends_early_and_costs_nothing_more(
     steps: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither steps nor sharpness nor metric after the blow-up."""
+    measured: list[int] = []
+
+    def metric(*_args: object) -> float:
+        measured.append(len(steps))
+        return 0.0
 
     def never(*_args: object) -> float:
         raise AssertionError("measured after a blow-up")
 
     monkeypatch.setattr(record, "sharpness", never)
-    monkeypatch.setattr(type(CNN), "metric", never)
+    monkeypatch.setattr(type(CNN), "metric", metric)
     (result,) = evaluate([Point(0.12, 0.0, 20.0)], CNN, steps=400, dtype="float64", backend="loop")
     (found,) = result.replicates
     assert result.verdict.regime is Regime.DIVERGENT
@@ -484,6 +489,7 @@ def test_a_divergent_training_ends_early_and_costs_nothing_more(
     expected = 1 - 0.45 * 400 * 2 * math.log(1.4) / math.log(10)
     assert result.verdict.margins.bounded == pytest.approx(expected, rel=0.15)
     assert found.evidence["metric"] is None
+    assert measured == [0]  # once, to see that the task has one
 
 
 def test_a_blow_up_in_the_second_half_wants_no_sharpness(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -758,7 +764,7 @@ def test_settings_of_torch_come_back_after_an_error(surroundings: Settings) -> N
     def fail() -> None:
         raise RuntimeError("no such weights")
 
-    with pytest.raises(RuntimeError, match="no such weights"):
+    with pytest.raises(InputError, match=r"module\(\) fails: no such weights"):
         evaluate([Point(0.1)], SpiedBowl(spy=fail), steps=20)
     assert settings_of_torch() == surroundings
     with pytest.raises(RuntimeError, match="no such weights"):

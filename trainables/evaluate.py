@@ -23,6 +23,7 @@ from trainables.dynamics.stabilisers import stabiliser_of, strength_mistakes
 from trainables.dynamics.torch_optimiser import optimiser_mistakes
 from trainables.pack import PackRun
 from trainables.tasks import Task, get_task
+from trainables.tasks.checks import check_parts
 from trainables.trajectory import Bench, Trajectory, deterministic
 
 #: Steps of the check that the same training gives the same bits.
@@ -61,6 +62,7 @@ def evaluate(points: Sequence[Point], task: Task | str, **training: Any) -> list
     if mistakes:
         raise InputError(mistakes)
     with deterministic(settings.device):  # asks for the device before any data is loaded
+        check_parts(found)
         pack = PackRun(points, found, settings)
     pack.advance()
     return pack.results

@@ -47,3 +47,6 @@ ABSOLUTE_ERROR = Loss("absolute-error", F.l1_loss, lambda o, t: (o - t).detach()
 CROSS_ENTROPY = Loss("cross-entropy", F.cross_entropy)
 #: Binary cross-entropy of logits. The regulariser uses its generic mode.
 BINARY_CROSS_ENTROPY = Loss("binary-cross-entropy", F.binary_cross_entropy_with_logits)
+#: For networks that return their loss themselves, one number or one a sample. The regulariser uses
+#: its generic mode.
+OWN_LOSS = Loss("own-loss", lambda outputs, _: outputs.mean())

@@ -16,6 +16,7 @@ from trainables.domain import InputError, NotReproducibleError, Point, Training
 from trainables.evaluate import check_reproducible
 from trainables.pack import PackRun
 from trainables.tasks import get_task
+from trainables.tasks.checks import check_parts
 from trainables.tasks.from_files import Source, register
 
 #: Wall time between two reports of a pack; results are durable once reported.
@@ -60,6 +61,7 @@ class PackTrainable(tune.Trainable):
             training = Training(**config["training"])
             points = [Point(*values) for values in config["points"]]
             if config.get("check"):
+                check_parts(task)
                 # The smallest rate: a training that blows up at once would prove little.
                 check_reproducible(min(points), task, training)
             self._pack = PackRun(points, task, training, config["first"])

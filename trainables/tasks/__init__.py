@@ -118,13 +118,18 @@ def get_task(name: str, **options: Any) -> Task:
     """A task by its name.
 
     Args:
-        name: one of `task_names()`.
+        name: one of `task_names()`, or `path.py:name`: that file is executed, as by `load_tasks`.
         **options: the task's own options.
 
     Returns:
         The task, ready for `evaluate`.
 
     Raises:
-        InputError: unknown name, unknown option, or an option that breaks its law.
+        InputError: unknown name, unknown option, or an option that breaks its law; or as in
+            `load_tasks`.
     """
+    path, colon, inner = str(name).rpartition(":")
+    if colon and path.endswith(".py"):
+        load_tasks(path)
+        name = inner
     return construct("task", name, task_class(name), options)  # type: ignore[no-any-return]

@@ -22,6 +22,8 @@ from typing import Any
 
 from trainables.domain import InputError, Mistake
 
+#: What a task may be called.
+NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 LARGEST_FILE = 1024 * 1024
 #: What a class must have beside `name`; see `trainables.tasks.Task`.
 PARTS = (
@@ -197,7 +199,7 @@ def _tasks(source: Source) -> dict[str, type[Any]]:
             what = f"has no {', '.join(missing)}" if missing else "is no dataclass"
             law = f"class {kind.__name__} {what}"
             raise _mistake(source.path, law, "a task is a frozen dataclass; see CONTRIBUTING.md")
-        if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,99}", kind.name):
+        if not re.fullmatch(NAME, kind.name):
             law = f"{kind.name!r} is no name for a task"
             raise _mistake(source.path, law, "use letters, digits, points, _ and -")
         if kind.name in found:
