@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -50,3 +51,16 @@ BINARY_CROSS_ENTROPY = Loss("binary-cross-entropy", F.binary_cross_entropy_with_
 #: For networks that return their loss themselves, one number or one a sample. The regulariser uses
 #: its generic mode.
 OWN_LOSS = Loss("own-loss", lambda outputs, _: outputs.mean())
+
+
+@lru_cache(maxsize=16)
+def summed_squares(factor: float) -> Loss:
+    """Mean over the batch of factor ||o - t||^2, the sum over all outputs and positions.
+
+    For full-batch fits whose learning rate is that of a sum: put all samples at positions of one.
+    """
+    return Loss(
+        "summed-squares",
+        lambda o, t: factor * ((o - t) ** 2).sum() / len(o),
+        lambda o, t: 2 * factor * (o - t) / len(o),
+    )

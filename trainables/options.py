@@ -26,10 +26,26 @@ def whole(field: str, value: object, low: int, high: float = math.inf) -> Iterat
         yield Mistake(field, value, law, "choose one of these")
 
 
+def number_from(field: str, value: object, low: float, high: float) -> Iterator[Mistake]:
+    """A mistake where `value` is not a number in [low, high]."""
+    if not _is_number(value) or not low <= value <= high:  # type: ignore[operator]
+        yield Mistake(field, value, f"a number from {low:g} to {high:g}", "choose such a number")
+
+
+def numbers(field: str, value: object, most: int) -> Iterator[Mistake]:
+    """A mistake where `value` is not a tuple of 1 to `most` finite numbers."""
+    listed = isinstance(value, tuple) and 1 <= len(value) <= most
+    if not listed or not all(_is_number(v) and math.isfinite(v) for v in value):  # type: ignore[attr-defined]
+        yield Mistake(field, value, f"1 to {most} finite numbers", "write a list such as [2, 1]")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def fraction(field: str, value: object) -> Iterator[Mistake]:
     """A mistake where `value` is not in [0, 1)."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 <= float(value) < 1:  # type: ignore[arg-type]
+    if not _is_number(value) or not 0 <= float(value) < 1:  # type: ignore[arg-type]
         yield Mistake(field, value, "a number in [0, 1)", "choose such a number")
 
 
@@ -37,6 +53,16 @@ def flag(field: str, value: object) -> Iterator[Mistake]:
     """A mistake where `value` is neither true nor false."""
     if not isinstance(value, bool):
         yield Mistake(field, value, "true or false", "write one of these")
+
+
+def as_numbers(value: object) -> object:
+    """A list of numbers as a tuple of floats; anything else as it is."""
+    if not isinstance(value, (list, tuple)) or not all(_is_number(v) for v in value):
+        return value
+    try:
+        return tuple(map(float, value))
+    except OverflowError:  # an integer beyond the largest float
+        return value
 
 
 def as_names(value: object) -> object:

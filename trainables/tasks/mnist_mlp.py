@@ -35,6 +35,8 @@ class MnistMLP:
     data_root: str | None = None
 
     name: ClassVar[str] = "mnist-mlp"
+    source: ClassVar[str] = "own: a small network as in Cohen et al. 2021, on MNIST"
+    needs: ClassVar[str | None] = None
     metric_name: ClassVar[str] = "accuracy on held-out images"
     regularised_layer: ClassVar[str] = "output"
     stand_in: ClassVar[str | None] = None

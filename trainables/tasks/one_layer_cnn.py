@@ -122,6 +122,8 @@ class OneLayerCNN:
     distinct: bool = True
 
     name: ClassVar[str] = "one-layer-cnn"
+    source: ClassVar[str] = "Sun et al. 2024, section 5.4, Figs. 5 and 6"
+    needs: ClassVar[str | None] = None
     metric_name: ClassVar[str] = "probability of the label"
     regularised_layer: ClassVar[str] = ""
     stand_in: ClassVar[str | None] = None

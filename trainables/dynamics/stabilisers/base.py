@@ -29,7 +29,7 @@ class Setting:
     Args:
         module: the network.
         parameters: its parameters, in the order of the optimiser.
-        default_layer: name of the layer that the task wants to be regularised.
+        default_layer: name of the layer that the task wants to be regularised, if any.
         loss: the loss that is trained.
         optimiser: the update rule.
         steps_per_epoch: updates in one pass through the data.
@@ -37,7 +37,7 @@ class Setting:
 
     module: nn.Module
     parameters: Sequence[Tensor]
-    default_layer: str
+    default_layer: str | None
     loss: Loss
     optimiser: Optimiser
     steps_per_epoch: int

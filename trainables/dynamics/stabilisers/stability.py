@@ -227,6 +227,14 @@ class Stability(Stabiliser):
                 "only decoupled weight decay is a factor on the parameters",
                 "set decay: decoupled, or leave track_decay out",
             )
+        if self.layers is None and task.regularised_layer is None:
+            yield Mistake(
+                "stabiliser.layers",
+                None,
+                f"{task.name} has no layer for a regulariser to act on",
+                "hold alpha at 0, or use a stabiliser that acts on gradients, such as clip-norm",
+            )
+            return
         if self.layers is None and self.mode != "analytic":
             return
         module = task.module(0)
@@ -251,7 +259,7 @@ class Stability(Stabiliser):
                 "use mode: generic, or a task with an absolute or squared error",
             )
             return
-        names = self.layers or (task.regularised_layer,)
+        names = layers_of(self, task.regularised_layer)
         inputs = task.train_data()[0][:1]
         watch = _Watch(module.get_submodule(names[0]))
         if len(names) > 1 or watch.features(module(inputs)) is None:
@@ -270,6 +278,14 @@ class Stability(Stabiliser):
     def start(self, setting: Setting, alpha: float) -> Action:
         """Begin at the anchor."""
         return Regularisation(self, setting, alpha)
+
+
+def layers_of(options: Stability, default: str | None) -> tuple[str, ...]:
+    """The layers that are named, or the task's."""
+    if options.layers is not None:
+        return options.layers
+    assert default is not None  # `Stability.mistakes` refuses it
+    return (default,)
 
 
 class _Watch:
@@ -297,7 +313,7 @@ class Regularisation(Action):
     def __init__(self, options: Stability, setting: Setting, alpha: float) -> None:
         self.options, self.alpha = options, alpha
         self.optimiser = setting.optimiser
-        names = options.layers or (setting.default_layer,)
+        names = layers_of(options, setting.default_layer)
         position = {id(p): i for i, p in enumerate(setting.parameters)}
         layers = [setting.module.get_submodule(name) for name in names]
         self.layers = [[position[id(p)] for p in layer.parameters()] for layer in layers]
