@@ -178,7 +178,7 @@ LAWS: list[tuple[dict[str, Any], str, str, str, str]] = [
     # task
     ({"task": {}}, "task", "None", "needs a task", "one-layer-cnn"),
     ({"task": "one-layer-cn"}, "task", "'one-layer-cn'", "no such task", "mean one-layer-cnn?"),
-    ({"task": "zzz"}, "task", "'zzz'", "no such task", "known: mnist-mlp"),
+    ({"task": "zzz"}, "task", "'zzz'", "no such task", "known: beltrami"),
     ({"task.image": 1}, "task.image", "1", "an integer from 2 to 4096", "choose"),
     ({"task.kernel": 2.5}, "task.kernel", "2.5", "an integer from 1", "choose"),
     ({"task.name": ["x"]}, "task.name", "['x']", "must be a valid string", "write"),

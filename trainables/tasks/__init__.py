@@ -22,9 +22,16 @@ GROUP = "stabmap.tasks"
 
 #: What ships here, so that a bare checkout (no wheel, no entry points) finds it too.
 BUILT_IN = {
-    "one-layer-cnn": "trainables.tasks.one_layer_cnn:OneLayerCNN",
+    "beltrami": "trainables.tasks.beltrami:Beltrami",
+    "deep-linear": "trainables.tasks.deep_linear:DeepLinear",
+    "heat": "trainables.tasks.heat:Heat",
+    "linear-one-layer-cnn": "trainables.tasks.linear_one_layer_cnn:LinearOneLayerCNN",
     "mnist-mlp": "trainables.tasks.mnist_mlp:MnistMLP",
     "mnist-regression": "trainables.tasks.mnist_regression:MnistRegression",
+    "one-layer-cnn": "trainables.tasks.one_layer_cnn:OneLayerCNN",
+    "quadratic-attractors": "trainables.tasks.quadratic_attractors:QuadraticAttractors",
+    "scalar-example": "trainables.tasks.scalar_example:ScalarExample",
+    "two-layer-relu": "trainables.tasks.two_layer_relu:TwoLayerReLU",
 }
 
 
@@ -36,17 +43,24 @@ class Task(Protocol):
     once, a `trainables.dynamics.ensembles.backend.Backend` named `exact`. It is used where its
     results do not depend on what is stacked.
 
+    What a listing says of it is optional too, and every task here has it (`Described`).
+
     Attributes:
         name: name in specs, tags and file names.
         metric_name: what `metric` measures.
-        regularised_layer: name of the submodule that the stability regulariser acts on.
         stand_in: what the data stand in for, or None where they are the real thing.
     """
 
     name: ClassVar[str]
     metric_name: ClassVar[str]
-    regularised_layer: ClassVar[str]
     stand_in: ClassVar[str | None]
+
+    @property
+    def regularised_layer(self) -> str | None:
+        """Name of the submodule that the stability regulariser acts on, "" for the whole network.
+
+        None where there is none, as for a field on a grid: the regulariser is then refused.
+        """
 
     @property
     def loss(self) -> Loss:
@@ -67,6 +81,19 @@ class Task(Protocol):
 
     def metric(self, outputs: Tensor, targets: Tensor) -> float:
         """Figure of merit of outputs on held-out data."""
+
+
+@runtime_checkable
+class Described(Protocol):
+    """What a listing says of a task, beside its name.
+
+    Attributes:
+        source: where its settings come from: paper and section, figure or table.
+        needs: the data that its full size needs beyond what the package has; None for nothing.
+    """
+
+    source: ClassVar[str]
+    needs: ClassVar[str | None]
 
 
 @lru_cache(maxsize=1)
