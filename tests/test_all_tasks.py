@@ -12,8 +12,9 @@ import pytest
 import torch
 from test_evaluate import with_interruptions
 
+from stabmap.testing import check_task
 from trainables.domain import InputError, Point, Regime, Training
-from trainables.evaluate import check_reproducible, evaluate
+from trainables.evaluate import evaluate
 from trainables.pack import PackRun
 from trainables.tasks import BUILT_IN, Described, Task, get_task
 
@@ -75,9 +76,10 @@ def test_it_trains_and_gets_a_verdict(name: str, dtype: str) -> None:
 
 
 @each
-def test_it_repeats_itself(name: str) -> None:
-    task, point = smallest(name)
-    check_reproducible(point, task, Training())
+def test_its_check_passes(name: str) -> None:
+    task, _ = smallest(name)
+    report = check_task(task)
+    assert report.ok, str(report)
 
 
 @each

@@ -407,6 +407,9 @@ def test_the_list_names_all_tasks() -> None:
             "name", "source", "parameters", "needs", "stand_in", "missing", "present",
         }  # fmt: skip
     assert lines["mnist-regression"]["parameters"] == 61717
+    assert lines["mnist-regression"]["missing"] == "no folder was named"
+    assert not lines["mnist-regression"]["present"]
+    assert lines["heat"]["present"]
     said = CliRunner().invoke(app, ["tasks"]).output
     assert all(f"{name}: " in said for name in lines)
 

@@ -59,13 +59,14 @@ def listing(data_root: str | None = None) -> list[Line]:
 def _line(name: str, data_root: str | None) -> Line:
     kind = task_class(name)
     reads = any(f.name == "data_root" for f in dataclasses.fields(kind))
-    task, missing = get_task(name), None
+    task = get_task(name)
+    needs = getattr(task, "needs", None)
+    missing = "no folder was named" if reads and needs is not None else None
     if reads and data_root is not None:
         try:
-            task = get_task(name, data_root=data_root)
+            task, missing = get_task(name, data_root=data_root), None
         except InputError as error:
             missing = error.mistakes[0].law
-    needs = getattr(task, "needs", None)
     return Line(
         name,
         getattr(task, "source", "") or "no source given",

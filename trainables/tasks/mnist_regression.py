@@ -41,7 +41,7 @@ class MnistRegression:
 
     name: ClassVar[str] = "mnist-regression"
     source: ClassVar[str] = "Fang et al. 2022, section 4.1"
-    needs: ClassVar[str | None] = "all of MNIST (data_root)"
+    needs: ClassVar[str | None] = "all of MNIST, in data_root"
     metric_name: ClassVar[str] = "share of held-out images within 0.45 of the digit"
     regularised_layer: ClassVar[str] = "fc3"
     stand_in: ClassVar[str | None] = None
