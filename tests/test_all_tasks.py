@@ -21,6 +21,11 @@ from trainables.tasks import BUILT_IN, Described, Task, get_task
 #: Options of the smallest size, and a learning rate at which it trains.
 SMALLEST: dict[str, tuple[dict[str, Any], float]] = {
     "beltrami": ({"points": 5}, 0.004),
+    "crowd-csrnet": (
+        {"samples": 2, "held_out": 2, "size": 16, "batch_size": 2, "width": 0.03},
+        0.001,
+    ),
+    "crowd-mcnn": ({"samples": 2, "held_out": 2, "size": 16, "batch_size": 2, "width": 0.1}, 0.001),
     "deep-linear": ({"depth": 2, "eigenvalues": [2, 1], "start": "random"}, 0.1),
     "heat": ({"points": 4}, 0.3),
     "linear-one-layer-cnn": ({"image": 4, "kernel": 2, "error": 0.5}, 0.001),

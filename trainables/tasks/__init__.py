@@ -23,6 +23,8 @@ GROUP = "stabmap.tasks"
 #: What ships here, so that a bare checkout (no wheel, no entry points) finds it too.
 BUILT_IN = {
     "beltrami": "trainables.tasks.beltrami:Beltrami",
+    "crowd-csrnet": "trainables.tasks.crowd_counting:CSRNet",
+    "crowd-mcnn": "trainables.tasks.crowd_counting:MCNN",
     "deep-linear": "trainables.tasks.deep_linear:DeepLinear",
     "heat": "trainables.tasks.heat:Heat",
     "linear-one-layer-cnn": "trainables.tasks.linear_one_layer_cnn:LinearOneLayerCNN",
