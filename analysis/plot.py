@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from analysis.colours import COLOURS as COLOURS
 from analysis.compare import Comparison
 from analysis.map import REGIMES, StabilityMap
 from analysis.theory import Overlay, overlays
@@ -24,14 +26,16 @@ from trainables.domain import ZERO_LEVEL, Axis, InputError, Mistake
 
 Array = NDArray[np.float64]
 
-#: Okabe and Ito's colours: told apart with every common kind of colour vision.
-COLOURS = {"stable": "#0072B2", "restrained": "#E69F00", "divergent": "#D55E00"}
 HATCHES = {"stable": "", "restrained": "//", "divergent": "xx"}
 MARKERS = {"stable": "o", "restrained": "s", "divergent": "X"}
 #: Cells along each side of a panel.
 RESOLUTION = 160
 #: Panels along a third free axis, in unit coordinates.
 SLICES = (0.0, 0.5, 1.0)
+#: Width of a picture beside text, in pixels.
+SMALL = 720
+#: matplotlib is not made for several threads: settings, fonts and formulas are shared.
+_DRAWING = threading.RLock()
 
 
 def plot_map(stability_map: StabilityMap, path: str | Path, theory: bool = True) -> Path:
@@ -57,10 +61,21 @@ def plot_map(stability_map: StabilityMap, path: str | Path, theory: bool = True)
         raise InputError(
             [Mistake("axes", None, "a picture needs a free axis", "give an axis a range")]
         )
-    figure = (
-        _curves(stability_map, free[0]) if len(free) == 1 else _regions(stability_map, free, theory)
-    )
-    return _saved(figure, path)
+    with _DRAWING:
+        if len(free) == 1:
+            return _saved(_curves(stability_map, free[0]), path)
+        return _saved(_regions(stability_map, free, theory), path)
+
+
+def shrink(picture: Path, path: Path, width: int = SMALL) -> Path:
+    """Write a picture (PNG) again, so wide at most."""
+    from PIL import Image  # comes with matplotlib
+
+    with Image.open(picture) as opened:
+        small = opened.convert("RGB")
+        small.thumbnail((width, 10 * width))
+        small.save(path, optimize=True)
+    return path
 
 
 def plot_comparison(found: Comparison, path: str | Path) -> Path:
@@ -83,6 +98,11 @@ def plot_comparison(found: Comparison, path: str | Path) -> Path:
     if len(free) < 2:
         law = "the picture of a comparison needs two free axes"
         raise InputError([Mistake("axes", [a.name for a in free], law, "print the table instead")])
+    with _DRAWING:
+        return _saved(_compared(found, free), path)
+
+
+def _compared(found: Comparison, free: Sequence[Axis]) -> Figure:
     across, up = _Scale(free[0]), _Scale(free[1])
     held = {axis.name: float(axis.from_unit(0.5)) for axis in free[2:]}
     figure = Figure(figsize=(15.0, 5.2), layout="constrained")
@@ -97,7 +117,7 @@ def plot_comparison(found: Comparison, path: str | Path) -> Path:
     patches = _legend(panels[0])[: len(REGIMES)]
     patches.append(Line2D([], [], color="black", linewidth=1.6, label="stable in one of them"))
     figure.legend(handles=patches, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    return _saved(figure, path)
+    return figure
 
 
 def _names(found: Comparison) -> list[str]:
