@@ -146,6 +146,12 @@ class Comparison:
         lines += [f"differs: {found}" for found in self.settings]
         return "\n".join([*lines, *([] if self.settings else ["the settings are the same"])])
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: both pictures, the gains, the table, what differs."""
+        from analysis.notebook import comparison_html
+
+        return comparison_html(self)
+
     def __repr__(self) -> str:
         """The same as `str`."""
         return f"Comparison({self})"

@@ -120,6 +120,11 @@ def as_html(blocks: Sequence[Block], title: str) -> str:
     )
 
 
+def as_fragment(blocks: Sequence[Block]) -> str:
+    """The blocks alone, as a part of somebody else's HTML page."""
+    return "\n".join(map(_html, blocks))
+
+
 def _html(block: Block) -> str:
     match block:
         case Heading(text, level):

@@ -95,6 +95,12 @@ class StabilityMap:
         task = self.about.get("task", {}).get("name", "?")
         return f"StabilityMap({task}, {axes}; {len(self.frame)} points: {counts})"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a picture, what was found, how sure it is."""
+        from analysis.notebook import map_html
+
+        return map_html(self)
+
     # ----------------------------------------------------------------- questions
 
     @cached_property
