@@ -45,6 +45,8 @@ SURE = 0.8
 PLACES = (0.0, 0.5, 1.0)
 #: Tags of the parent run that say where a result comes from.
 TAGS = ("git_commit", "device", "data_hash", "python", "torch", "ray", "optuna", "mlflow", "numpy")
+#: Of the training, what a short description says.
+DESCRIBED = ("optimiser", "momentum", "stabiliser", "steps", "dtype", "device", "ks", "seeds")
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,26 @@ class Source:
 NOT_KNOWN = Source()
 
 
-def write_report(stability_map: StabilityMap, path: str | Path, source: Source = NOT_KNOWN) -> Path:
+def about_data(stand_in: str | None) -> str:
+    """What a task's data are, in a sentence."""
+    if stand_in is None:
+        return "The data are the task's own: they stand in for no others."
+    return f"The data are a stand-in for {stand_in}."
+
+
+def write_report(
+    stability_map: StabilityMap,
+    path: str | Path,
+    source: Source = NOT_KNOWN,
+    picture: Path | None = None,
+) -> Path:
     """Write a report of a sweep.
 
     Args:
         stability_map: what was found.
         path: file to write; its ending, .html or .md, decides the form. HTML holds the picture.
         source: what is known of the sweep beside its map.
+        picture: the map's picture, if it is there already (PNG); None draws it.
 
     Returns:
         The path.
@@ -85,7 +100,7 @@ def write_report(stability_map: StabilityMap, path: str | Path, source: Source =
     if ending not in ENDINGS:
         law, remedy = "is no report that can be written", f"end it in {' or '.join(ENDINGS)}"
         raise InputError([Mistake("path", str(path), law, remedy)])
-    blocks = report(stability_map, source, pictures=ending == ".html")
+    blocks = report(stability_map, source, ending == ".html", picture)
     text = as_markdown(blocks) if ending == ".md" else as_html(blocks, _title(stability_map))
     try:
         target.write_text(text, encoding="utf-8")
@@ -97,14 +112,17 @@ def write_report(stability_map: StabilityMap, path: str | Path, source: Source =
 
 
 def report(
-    stability_map: StabilityMap, source: Source = NOT_KNOWN, pictures: bool = True
+    stability_map: StabilityMap,
+    source: Source = NOT_KNOWN,
+    pictures: bool = True,
+    picture: Path | None = None,
 ) -> list[Block]:
     """The report's parts, in order."""
     free = [axis for axis in stability_map.axes if axis.free]
     return [
         Heading(_title(stability_map), 1),
         Paragraph(_summary(stability_map)),
-        *([_picture(stability_map)] if free and pictures else []),
+        *([_picture(stability_map, picture)] if free and pictures else []),
         *_swept(stability_map),
         *_found(stability_map),
         *_trust(stability_map),
@@ -112,6 +130,23 @@ def report(
         *_provenance(stability_map, source),
         *_repeat(stability_map, source),
     ]
+
+
+def description(stability_map: StabilityMap, source: Source = NOT_KNOWN) -> str:
+    """What was swept, what was found and what is uncertain, in short, as Markdown."""
+    about = stability_map.about
+    parts = [f"{axis.name} {_range(axis)}" for axis in stability_map.axes]
+    training = ", ".join(f"{name} {_words(about['training'][name])}" for name in DESCRIBED)
+    search = ", ".join(f"{k} {_words(v)}" for k, v in about["search"].items() if v is not None)
+    return as_markdown(
+        [
+            Paragraph(_summary(stability_map)),
+            Heading("What was swept"),
+            Items([f"task: {about['task']['name']}", *parts, training, f"search: {search}"]),
+            *_found(stability_map),
+            *_uncertain(stability_map, source),
+        ]
+    )
 
 
 def _title(stability_map: StabilityMap) -> str:
@@ -129,9 +164,9 @@ def _summary(stability_map: StabilityMap) -> str:
     return text
 
 
-def _picture(stability_map: StabilityMap) -> Picture:
+def _picture(stability_map: StabilityMap, drawn: Path | None) -> Picture:
     with tempfile.TemporaryDirectory() as folder:
-        content = plot_map(stability_map, Path(folder) / "map.png").read_bytes()
+        content = (drawn or plot_map(stability_map, Path(folder) / "map.png")).read_bytes()
     address = f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"
     return Picture(address, f"Map of the regimes: {_summary(stability_map)}")
 

@@ -41,7 +41,8 @@ def report(
 
 
 def _about_data(task: dict[str, Any], files: list[str] | None) -> str:
-    """What a task's data are, in a sentence."""
+    """What a task's data are, in a sentence, as far as the task is installed."""
+    from analysis.report import about_data
     from trainables.tasks import get_task
 
     load_task_files(files)
@@ -50,6 +51,4 @@ def _about_data(task: dict[str, Any], files: list[str] | None) -> str:
         stand_in = get_task(task["name"], **options).stand_in
     except InputError:
         return "The task is not installed here: whether its data stand in for others is not known."
-    if stand_in is None:
-        return "The data are the task's own: they stand in for no others."
-    return f"The data are a stand-in for {stand_in}."
+    return about_data(stand_in)

@@ -206,7 +206,7 @@ def _repair(spec: SweepSpec, store: Store, before: Report) -> None:
         mirror.add(number, entry)
         tracker.log_point(number, entry)
     if rounds.results:
-        tracker.log_map(rounds.map())
+        tracker.log_map(rounds.map(), last=True)
     facts = store.recall()
     state = facts.get("state", "running")
     if state == "running":

@@ -49,6 +49,7 @@ from trainables.domain import (
 )
 from trainables.messages import first_line, redacted
 from trainables.tune import PackTrainable
+from trainables.usage import Meter
 
 Ending = Literal["complete", "short", "interrupted", "paused", "stopped"]
 
@@ -188,6 +189,8 @@ class _Session:
         self.rounds = Rounds(spec)
         self.progress = Progress(self.rounds.limit, spec.budget.wall_time, stream)
         self.searcher = PackSearcher(spec, self.rounds, self._known, self._take)
+        self.searcher.meter = tracker.log_usage
+        self._meter = Meter(process=True)
         self.heartbeat = Heartbeat(store, self._facts, self._end)
         self.ended: Ending | None = None
         self._address = "local"
@@ -275,6 +278,7 @@ class _Session:
     def _facts(self) -> dict[str, Any]:
         """What other processes may want to know of a sweep that runs."""
         self._look_for_workers()
+        self.tracker.log_usage("driver", self._meter.sample())
         return {
             "state": "running",
             "error": None,
@@ -384,7 +388,7 @@ class _Session:
         picture = None
         if any(axis.free for axis in stability_map.axes):
             picture = plot_map(stability_map, folder / "map.png")
-        self.tracker.log_map(stability_map, picture)
+        self.tracker.log_map(stability_map, picture, last=True)
         return stability_map, picture
 
     # ----------------------------------------------------------------- Tune

@@ -7,15 +7,20 @@ and where that fails, the client writes one run after the other.
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sweeps.dataset import Dataset
+
 #: MLflow takes this many metrics in one request.
 BATCH = 1000
 #: What MLflow says of the user where nobody says more.
 USER = "unknown"
+#: Tag of those data that are not a stand-in for others.
+THE_REAL_THING = "none"
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,27 @@ def write_run(client: Any, experiment_id: str, run: FinishedRun) -> None:
     )
     log_batch(client, opened.info.run_id, run.metrics, run.params)
     client.set_terminated(opened.info.run_id, "FINISHED", end_time=run.time)
+
+
+def log_dataset(client: Any, run_id: str, data: Dataset) -> None:
+    """Put it with a run: as MLflow's input, and as tags, by which runs can be searched."""
+    from mlflow.entities import Dataset as Entity
+    from mlflow.entities import DatasetInput, InputTag
+
+    stand_in = data.stand_in or THE_REAL_THING
+    train, test = data.examples
+    profile = {"training examples": train, "test examples": test, "stand-in for": stand_in}
+    entity = Entity(
+        data.name,
+        data.digest,
+        "task",
+        json.dumps(data.source, default=str),
+        profile=json.dumps(profile),
+    )
+    tags = [InputTag("mlflow.data.context", "training"), InputTag("stand_in", stand_in)]
+    client.log_inputs(run_id, [DatasetInput(entity, tags)])
+    client.set_tag(run_id, "data_hash", data.digest)
+    client.set_tag(run_id, "stand_in", stand_in[:500])
 
 
 def database_of(client: Any) -> Any | None:

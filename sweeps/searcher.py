@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any, Literal
@@ -72,6 +72,8 @@ class PackSearcher(Searcher):
         self._not_before = 0.0
         #: When the last report came, on the monotonic clock.
         self.heard_at = 0.0
+        #: Is told what a worker's machine is busy with.
+        self.meter: Callable[[str, Sequence[tuple[str, float]]], None] = lambda *_: None
         #: What the last lost worker died of.
         self.cause = "nothing is known of why"
         self.closed = False
@@ -148,6 +150,8 @@ class PackSearcher(Searcher):
         """Take the results that a pack reports."""
         self.heard_at = time.monotonic()
         waiting = self._running.get(trial_id, {})
+        if usage := result.get("usage"):
+            self.meter(*usage)
         found = {
             number: PointResult.from_dict(content)
             for number, content in result.get("results") or ()

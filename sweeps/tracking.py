@@ -15,6 +15,7 @@ import platform
 import shlex
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,12 +27,23 @@ import yaml
 
 from analysis.load import ARTIFACT_FOLDER, default_tracking_uri
 from analysis.map import EVIDENCE, MAP_FILE, StabilityMap, evidence_row
+from analysis.tracking import Tracking
 from sweeps.backlog import Backlog
-from sweeps.runs import FinishedRun, database_of, log_batch, write_run, write_together
+from sweeps.dataset import Dataset, dataset_of
+from sweeps.machines import Machines
+from sweeps.pace import Pace
+from sweeps.runs import (
+    FinishedRun,
+    database_of,
+    log_batch,
+    log_dataset,
+    write_run,
+    write_together,
+)
 from sweeps.spec import SweepSpec
 from sweeps.store import Entry
 from trainables import __version__
-from trainables.domain import AXIS_NAMES, PointResult, UnreachableError
+from trainables.domain import AXIS_NAMES, Curve, PointResult, UnreachableError
 from trainables.messages import first_line, redacted
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -44,6 +56,12 @@ ORIGIN_TAG = "stabmap.origin"
 PACKAGES = ("torch", "ray", "optuna", "mlflow", "numpy")
 #: What MLflow answers where a record is wrong and the server is not.
 REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST")
+#: Points kept of a curve of any replicate but the first, of which all are.
+OTHER_CURVES = 16
+#: Verdict and metric of each replicate, with its number as the step.
+BY_REPLICATE = ("margin_stable", "margin_bounded", "metric")
+
+_log = logging.getLogger("stabmap")
 
 
 @dataclass(frozen=True)
@@ -52,6 +70,21 @@ class _Trained:
 
     number: int
     entry: Entry
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A map that is to be shown.
+
+    Args:
+        content: the map.
+        picture: its picture, if it was drawn already.
+        last: whether the sweep is over.
+    """
+
+    content: StabilityMap
+    picture: Path | None
+    last: bool
 
 
 Record = Callable[[], None] | _Trained
@@ -119,7 +152,10 @@ class Tracker:
         self._records = Backlog[Record]("MLflow", self._write, _is_refusal)
         self._recorded: set[str] = set()
         self._doubtful = False
-        self._latest: tuple[StabilityMap, Path | None] | None = None
+        self._latest: _Shown | None = None
+        self._dataset: Dataset | None = None
+        self._machines = Machines()
+        self._pace = Pace()
         self._experiment_id = ""
         self.sweep_id = ""
         # A server that is away must be noticed in seconds; the stock settings wait for minutes.
@@ -193,9 +229,7 @@ class Tracker:
                 "tracking.experiment or folder"
             ) from error
         self._records.start()
-        self._records.put(
-            lambda: self._client.set_tag(self.sweep_id, "data_hash", self._data_hash())
-        )
+        self._records.put(self._write_dataset)
         return self.sweep_id
 
     def _open(self) -> None:
@@ -278,16 +312,14 @@ class Tracker:
             flat[f"axis.{axis.name}"] = text + (" or 0" if axis.zero else "")
         return {k: str(v)[:500] for k, v in flat.items()}
 
-    def _data_hash(self) -> str:
-        import hashlib
-
-        from trainables.tasks import get_task
-
-        task = get_task(self._spec.task_name, **self._spec.task_options)
-        digest = hashlib.sha256()
-        for tensor in (*task.train_data(), *task.test_data()):
-            digest.update(tensor.contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+    def _write_dataset(self) -> None:
+        """What was trained on: name, digest, what it stands in for."""
+        try:
+            self._dataset = self._dataset or dataset_of(self._spec)
+        except Exception as error:  # the task's, which says so itself where it is trained
+            _log.warning("the data are not recorded: %s", first_line(error))
+            return
+        log_dataset(self._client, self.sweep_id, self._dataset)
 
     # ----------------------------------------------------------------- children
 
@@ -373,6 +405,7 @@ class Tracker:
     def _run_of(self, trained: _Trained) -> FinishedRun:
         result, verdict = trained.entry.result, trained.entry.result.verdict
         point, now = result.point, int(trained.entry.finished_at * 1000)
+        found = [replicate.verdict.regime.value for replicate in result.replicates]
         tags = {
             PARENT_TAG: self.sweep_id,
             POINT_TAG: trained.entry.key,
@@ -380,9 +413,13 @@ class Tracker:
             "stabmap.kind": "point",
             "regime": verdict.regime.value,
             "reason": verdict.reason.value,
+            "sweep": self._spec.title,
             "task": self._spec.task_name,
+            "optimiser": self._spec.training.optimiser,
+            "dtype": self._spec.training.dtype,
             "stabiliser": self._spec.training.stabiliser_name if point.alpha else "none",
-            "replicates": " ".join(r.verdict.regime.value for r in result.replicates),
+            "replicates": " ".join(found),
+            "replicates_agree": "yes" if len(set(found)) == 1 else "no",
         }
         params = {name: repr(getattr(point, name)) for name in AXIS_NAMES}
         params |= {"number": str(trained.number), "ks": " ".join(map(str, self._spec.ks))}
@@ -420,9 +457,18 @@ class Tracker:
 
     # ----------------------------------------------------------------- the map
 
-    def log_map(self, stability_map: StabilityMap, picture: Path | None = None) -> None:
-        """Put the map with the parent run, as parquet and, where there is one, as a picture."""
-        self._latest = (stability_map, picture)
+    def log_map(
+        self, stability_map: StabilityMap, picture: Path | None = None, last: bool = False
+    ) -> None:
+        """Put the map with the parent run: as parquet, and now and then to be looked at.
+
+        Args:
+            stability_map: the map as known now.
+            picture: its picture, if it was drawn already.
+            last: whether no further map will come: then picture, page, report and description are
+                written in any case.
+        """
+        self._latest = _Shown(stability_map, picture, last)
         self._records.put(self._write_map)
 
     def _write_map(self) -> None:
@@ -432,22 +478,72 @@ class Tracker:
         if self._latest is None:
             return
         latest = self._latest
-        stability_map, picture = latest
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / MAP_FILE
-            stability_map.write_parquet(path)
-            self._client.log_artifact(self.sweep_id, str(path), ARTIFACT_FOLDER)
-        if picture is not None:
-            self._client.log_artifact(self.sweep_id, str(picture), ARTIFACT_FOLDER)
-        counts = stability_map.counts()
+        counts = latest.content.counts()
         step = sum(counts.values())
         metrics = [Metric(f"points_{k}", v, step, step) for k, v in counts.items()]
-        log_batch(self._client, self.sweep_id, metrics)
-        found = ", ".join(f"{count} {regime}" for regime, count in counts.items())
-        note = f"Stability map of **{self._spec.task_name}**: {step} points ({found})."
-        self._client.set_tag(self.sweep_id, "mlflow.note.content", note)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / MAP_FILE
+            latest.content.write_parquet(path)
+            self._client.log_artifact(self.sweep_id, str(path), ARTIFACT_FOLDER)
+            log_batch(self._client, self.sweep_id, metrics)
+            if latest.last or self._pace.due:
+                self._show(latest, Path(folder))
         if self._latest is latest:
             self._latest = None
+
+    def _show(self, latest: _Shown, folder: Path) -> None:
+        """Picture, page, report and description."""
+        from analysis.report import Source
+        from sweeps import review
+
+        begin = time.monotonic()
+        source = Source(self.sweep_id, self._tracking(latest.last), review.data_of(self._spec))
+        try:
+            files = review.draw(latest.content, folder, source, latest.picture, latest.last)
+            note = review.describe(latest.content, source, files)
+        except Exception as error:  # the map itself is there
+            _log.warning("the map is not shown in MLflow: %s", first_line(error))
+            return
+        finally:
+            self._pace.took(time.monotonic() - begin)
+        for file in files:
+            self._client.log_artifact(self.sweep_id, str(file), ARTIFACT_FOLDER)
+        self._client.set_tag(self.sweep_id, "mlflow.note.content", note)
+
+    def _tracking(self, links: bool) -> Tracking:
+        """What page and report say of the runs; their ids only where a browser can open them."""
+        runs: dict[int, str] = {}
+        if links and self._remote:
+            for run in self._children():
+                number = run.data.params.get("number", "")
+                if number.isdecimal() and run.data.tags.get("repetition", "0") == "0":
+                    runs[int(number)] = run.info.run_id
+        address = redacted(self.uri) if self._remote else None
+        tags = self._parent_tags()
+        if self._dataset is not None:
+            tags["data_hash"] = self._dataset.digest
+        return Tracking(address, self.sweep_id, self._experiment_id, runs, tags)
+
+    # ----------------------------------------------------------------- machines
+
+    def log_usage(self, machine: str, usage: Sequence[tuple[str, float]]) -> None:
+        """Note what a machine is busy with; written together, every few seconds.
+
+        Args:
+            machine: its name.
+            usage: names and values (`trainables.usage`).
+        """
+        if self._machines.add(machine, usage):
+            self._records.put(self._write_usage)
+
+    def _write_usage(self) -> None:
+        from mlflow.entities import Metric
+
+        with self._machines.waiting() as samples:
+            if samples:
+                # The step is the time: it goes on where the sweep does.
+                metrics = [Metric(s.name, s.value, int(s.at * 1000), int(s.at)) for s in samples]
+                log_batch(self._client, self.sweep_id, metrics)
 
     # ----------------------------------------------------------------- the end
 
@@ -466,6 +562,7 @@ class Tracker:
         Returns:
             Whether MLflow took everything.
         """
+        self._records.put(self._write_usage)
         self._records.put(lambda: self._client.set_terminated(self.sweep_id, status))
         return self._records.close(patience) == 0
 
@@ -485,7 +582,6 @@ def _metrics(result: PointResult, now: int) -> Iterable[Any]:
     from mlflow.entities import Metric
 
     verdict = result.verdict
-    first = result.replicates[0]
     values: dict[str, float | None] = {name: getattr(result.point, name) for name in AXIS_NAMES}
     values |= {
         "margin_stable": verdict.margins.stable,
@@ -497,10 +593,39 @@ def _metrics(result: PointResult, now: int) -> Iterable[Any]:
     for name, value in values.items():
         if value is not None and math.isfinite(value):
             yield Metric(name, float(value), now, 0)
-    for name, curve in first.curves.items():
-        for step, value in zip(curve.steps, curve.values, strict=True):
-            if math.isfinite(value):
-                yield Metric(f"curve/{name}", value, now, step)
+    for number, replicate in enumerate(result.replicates):
+        for name, curve in replicate.curves.items():
+            key = f"curve/{name}" if number == 0 else f"curve/{name}/replicate {number + 1}"
+            for step, value in _thinned(curve, number):
+                if math.isfinite(value):
+                    yield Metric(key, value, now, step)
+    if len(result.replicates) > 1:
+        yield from _by_replicate(result, now)
+
+
+def _thinned(curve: Curve, number: int) -> Iterator[tuple[int, float]]:
+    """All that is kept of the first replicate's curve; fewer of the others, which are many."""
+    count = len(curve.steps)
+    stride = 1 if number == 0 else max(1, math.ceil((count - 1) / (OTHER_CURVES - 1)))
+    kept = sorted({*range(0, count, stride), count - 1} & set(range(count)))
+    return ((curve.steps[i], curve.values[i]) for i in kept)
+
+
+def _by_replicate(result: PointResult, now: int) -> Iterator[Any]:
+    """Margins and metric of each replicate: a curve whose step is the replicate."""
+    from mlflow.entities import Metric
+
+    for number, replicate in enumerate(result.replicates, 1):
+        margins = replicate.verdict.margins
+        values: dict[str, float | None] = {
+            "margin_stable": margins.stable,
+            "margin_bounded": margins.bounded,
+        }
+        values["metric"] = replicate.evidence.get("metric")
+        for name in BY_REPLICATE:
+            value = values[name]
+            if value is not None and math.isfinite(value):
+                yield Metric(f"replicate/{name}", float(value), now, number)
 
 
 def git_commit() -> str:

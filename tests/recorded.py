@@ -21,8 +21,20 @@ def spec_in(folder: Path, **changes: Any) -> SweepSpec:
     return spec_of({"lr": LR, "weight_decay": DECAY}, folder=str(folder), **given)
 
 
-def sweep(spec: SweepSpec, points: int = POINTS, state: str = "complete") -> None:
-    """What a sweep leaves behind, without Ray: its first points, recorded everywhere."""
+def sweep(
+    spec: SweepSpec, points: int = POINTS, state: str = "complete", shown: bool = False
+) -> str:
+    """What a sweep leaves behind, without Ray: its first points, recorded everywhere.
+
+    Args:
+        spec: the sweep.
+        points: how many.
+        state: how it is said to have ended.
+        shown: whether its map is drawn for MLflow too.
+
+    Returns:
+        Its run.
+    """
     with Store(spec) as store:
         mirror, tracker, rounds = Mirror(spec, store), Tracker(spec), Rounds(spec)
         mirror.open(begun=False)
@@ -36,4 +48,7 @@ def sweep(spec: SweepSpec, points: int = POINTS, state: str = "complete") -> Non
                 rounds.record(number, entry.result)
                 mirror.add(number, entry)
                 tracker.log_point(number, entry)
+        if shown:
+            tracker.log_map(rounds.map(), last=True)
         assert tracker.close("FINISHED", 60.0) and mirror.close(60.0)
+    return run

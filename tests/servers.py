@@ -238,6 +238,27 @@ def mlflow_server(folder: Path, backend: PostgreSQL, auth: bool = True) -> Itera
         yield server
 
 
+@contextmanager
+def mlflow_on_file(folder: Path) -> Iterator[Server]:
+    """An MLflow server as `mlflow server` starts it, with its runs in a sqlite file: no password.
+
+    Args:
+        folder: holds its log, its database and its artifacts.
+    """
+    port = free_port()
+    environment = _clean_environment() | {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    command = [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port)]
+    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    command += ["--serve-artifacts", "--artifacts-destination", str(folder / "artifacts")]
+    url = f"http://{LOOPBACK}:{port}"
+    program = Program(command, lambda: _healthy(url), folder / "mlflow.log", environment, folder)
+    with _running(Server(url, "", "", {"MLFLOW_TRACKING_URI": url}, program)) as server:
+        yield server
+
+
 def free_port() -> int:
     """A free port outside the range that clients are given: it is still free after a restart."""
     while True:

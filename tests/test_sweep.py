@@ -140,7 +140,13 @@ def test_mlflow_parent(finished: tuple[Path, Any]) -> None:
         assert run.data.tags[tag]
     assert run.data.tags["stabmap.spec"] == spec_in(folder, search__method="sobol", seeds=2).hash
     names = {artifact.path for artifact in client.list_artifacts(outcome.sweep, "map")}
-    assert names == {"map/map.parquet", "map/map.png"}
+    files = ("map.parquet", "map.png", "map-small.png", "map.html", "report.html")
+    assert names == {f"map/{file}" for file in files}
+    assert "points were trained" in run.data.tags["mlflow.note.content"]
+    assert run.inputs is not None
+    [data] = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("one-layer-cnn", run.data.tags["data_hash"])
+    assert any(name.startswith("system/driver/") for name in run.data.metrics)
     kept = stabmap.load_map(outcome.sweep, uri)
     local = stabmap.load_map(outcome.folder / "map")
     pd.testing.assert_frame_equal(kept.to_frame(), local.to_frame(), check_exact=True)

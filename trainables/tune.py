@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import sys
 import traceback
 from pathlib import Path
@@ -18,6 +19,7 @@ from trainables.pack import PackRun
 from trainables.tasks import get_task
 from trainables.tasks.checks import check_parts
 from trainables.tasks.from_files import Source, register
+from trainables.usage import Meter
 
 #: Wall time between two reports of a pack; results are durable once reported.
 REPORT_SECONDS = 1.0
@@ -34,7 +36,8 @@ class PackTrainable(tune.Trainable):
     replicate), `numbers` (the points' numbers in the sweep) and `check` (whether to check first
     that the training repeats itself to the bit).
 
-    Each report has `results`, a list of `[number, result]`, and `worker_pid`. An error in the task
+    Each report has `results`, a list of `[number, result]`, `worker_pid`, and now and then `usage`:
+    the machine's name and what it is busy with. An error in the task
     is reported too, as `error`, and ends the pack; an error of the machine is raised, so that Tune
     starts the pack again elsewhere. An actor that is reused starts each pack from nothing.
     """
@@ -43,6 +46,7 @@ class PackTrainable(tune.Trainable):
         """Take the first pack."""
         self._pack: PackRun | None = None
         self._file: str | None = None
+        self._meter = Meter()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take another pack in the same process."""
@@ -78,9 +82,11 @@ class PackTrainable(tune.Trainable):
                 raise
             return {"results": [], "error": describe(error, self._file), "done": True}
         numbers = self.config["numbers"][known : known + len(results)]
+        usage = self._meter.sample(self.config["training"].get("device", "cpu"))
         return {
             "results": [[n, r.to_dict()] for n, r in zip(numbers, results, strict=True)],
             "worker_pid": os.getpid(),
+            "usage": [socket.gethostname(), usage] if usage else None,
             "done": pack.done,
         }
 
