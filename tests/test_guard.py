@@ -148,8 +148,62 @@ def test_a_map_without_rates() -> None:
         MapGuard(found)
 
 
+def trained(guard: MapGuard, lr: float, steps: int = 4) -> torch.optim.Optimizer:
+    """A line fitted by Lightning's own trainer, for some batches, under the guard."""
+    lightning = pytest.importorskip("lightning.pytorch", reason="Lightning is not installed")
+
+    class Line(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 1)
+
+        def training_step(self, batch: list[torch.Tensor], _: int) -> torch.Tensor:
+            inputs, targets = batch
+            return torch.nn.functional.mse_loss(self.layer(inputs), targets)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.layer.parameters(), lr=lr, weight_decay=0.01)
+
+    data = torch.utils.data.TensorDataset(torch.ones(steps, 1), torch.ones(steps, 1))
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[guard.lightning()],
+    )
+    with warnings.catch_warnings():  # Lightning's own, about workers and short epochs
+        warnings.filterwarnings("ignore", message="(?!stabmap)")
+        trainer.fit(Line(), torch.utils.data.DataLoader(data))
+    assert trainer.global_step == steps
+    return trainer.optimizers[0]  # type: ignore[no-any-return]
+
+
+@pytest.mark.slow
+def test_lightning_trains_on_with_a_warning(known: StabilityMap) -> None:
+    with pytest.warns(UserWarning, match="stabmap: learning rate 5 is .* times") as said:
+        assert trained(MapGuard(known), 5.0).param_groups[0]["lr"] == 5.0
+    assert len([one for one in said if "stabmap" in str(one.message)]) == 1
+
+
+@pytest.mark.slow
+def test_lightning_is_stopped_before_the_first_step(known: StabilityMap) -> None:
+    with pytest.raises(UnstableError, match="learning rate 5 is"):
+        trained(MapGuard(known, "stop"), 5.0)
+    assert trained(MapGuard(known, "stop"), 0.01).param_groups[0]["lr"] == 0.01
+
+
+@pytest.mark.slow
+def test_lightning_trains_at_the_lowered_rate(known: StabilityMap) -> None:
+    with pytest.warns(UserWarning, match="lowered to"):
+        lowered = trained(MapGuard(known, "lower"), 5.0)
+    assert lowered.param_groups[0]["lr"] == known.max_stable("lr", weight_decay=0.01)
+
+
 def test_lightning(known: StabilityMap, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against a stand-in with the one method that is used; and without Lightning."""
+    """Without Lightning, and under its newer name."""
     for name in ("lightning", "lightning.pytorch", "pytorch_lightning"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(StabmapError, match="pip install lightning"):
