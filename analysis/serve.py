@@ -1,31 +1,38 @@
 """Maps over HTTP: read-only, for programs that ask where training is stable.
 
-Every answer about sweeps needs the token, as `Authorization: Bearer TOKEN`; `/health` and the
-description at `/docs` do not. Sweeps are those of one folder; nothing outside it can be named.
+Every answer about sweeps needs the token, as `Authorization: Bearer TOKEN`, or a browser that
+signed in at `/sign-in`; `/health` and the description at `/docs` do not. Sweeps are those of one
+folder; nothing outside it can be named.
 """
 
 from __future__ import annotations
 
+import html
 import json
-import re
-import secrets
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
-from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from fastapi import Path as InPath
-from fastapi.responses import HTMLResponse, JSONResponse
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
+from fastapi.security import HTTPAuthorizationCredentials
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.datastructures import MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from analysis.load import ARTIFACT_FOLDER
-from analysis.lock import is_held
-from analysis.map import MAP_FILE, StabilityMap
+from analysis.document import STYLE
+from analysis.events import events
+from analysis.library import Library, NoSweepError
+from analysis.load import TITLES
+from analysis.sign_in import BEARER, Door, add_sign_in
 from trainables.domain import InputError, StabmapError
 
 #: Values that one question may ask for, and points on one page.
@@ -34,10 +41,18 @@ PAGE = 1_000
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Values = Number | Annotated[list[Number], Field(min_length=1, max_length=MOST_VALUES)]
-#: How the token comes in; what is missing is said by `_guard`.
-BEARER = HTTPBearer(auto_error=False)
-#: Facts about a sweep that are shown; the rest concerns only the machine that runs it.
-FACTS = ("title", "state", "points", "limit", "counts", "left", "updated", "sweep")
+#: Of a question with many wrong values, as many lines are shown.
+MOST_LINES = 20
+#: Sent with every answer that has none of its own.
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": (
+        "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+    ),
+}
 
 
 class Place(BaseModel):
@@ -53,63 +68,9 @@ class Place(BaseModel):
         return self.model_dump(exclude_none=True)
 
 
-class Library:
-    """The sweeps of one folder, and their maps as they are now.
-
-    Args:
-        folder: as `folder` in a spec.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._root = folder / "sweeps"
-        self._maps: dict[Path, tuple[int, StabilityMap]] = {}
-
-    def sweeps(self) -> list[dict[str, Any]]:
-        """All sweeps, the latest first."""
-        found = [self._facts(path.parent) for path in self._root.glob("*/sweep.json")]
-        return sorted(found, key=lambda facts: -(facts["updated"] or 0))
-
-    def _facts(self, folder: Path) -> dict[str, Any]:
-        read: Any = None
-        with suppress(OSError, ValueError):  # a crash may leave it damaged
-            read = json.loads((folder / "sweep.json").read_text("utf-8"))
-        facts = read if isinstance(read, dict) else {"state": "unknown"}
-        if facts.get("state") == "running" and not is_held(folder):
-            facts["state"] = "died"
-        return {"hash": folder.name, **{name: facts.get(name) for name in FACTS}}
-
-    def find(self, name: str) -> dict[str, Any]:
-        """The sweep with a hash, an MLflow id or, where it is the only one, a title.
-
-        Raises:
-            HTTPException: 404 where there is none, 409 where there are several.
-        """
-        found = [f for f in self.sweeps() if name in (f["hash"], f["sweep"], f["title"])]
-        if not found:
-            raise HTTPException(404, f"no sweep {name!r}; GET /sweeps lists them")
-        if len(found) > 1:
-            hashes = ", ".join(facts["hash"] for facts in found)
-            raise HTTPException(409, f"several sweeps are called {name!r}: {hashes}")
-        return found[0]
-
-    def map(self, name: str) -> StabilityMap:
-        """The map of a sweep, read again when it has changed.
-
-        Raises:
-            HTTPException: 404 where there is no such sweep, or no result yet.
-        """
-        path = self._root / self.find(name)["hash"] / ARTIFACT_FOLDER / MAP_FILE
-        try:
-            changed = path.stat().st_mtime_ns
-        except FileNotFoundError:
-            raise HTTPException(404, f"sweep {name!r} has no results yet") from None
-        known = self._maps.get(path)
-        if known is None or known[0] != changed:
-            known = self._maps[path] = changed, StabilityMap.read_parquet(path)
-        return known[1]
-
-
-Name = Annotated[str, InPath(pattern=r"^[\w.-]{1,64}$", description="Hash, MLflow id or title.")]
+Name = Annotated[
+    str, InPath(pattern=f"^{TITLES}$", description="Hash, MLflow id or title of a sweep.")
+]
 
 
 def create_app(folder: Path, token: str | None, hosts: list[str] | None = None) -> FastAPI:
@@ -120,55 +81,131 @@ def create_app(folder: Path, token: str | None, hosts: list[str] | None = None) 
         token: what a caller has to show; None lets everyone in.
         hosts: names under which the service may be called; None allows all.
     """
-    app = FastAPI(title="stabmap", version=version("stabmap"), description=__doc__)
+    app: FastAPI = FastAPIOffline(  # its page of questions loads nothing from elsewhere
+        title="stabmap", version=version("stabmap"), description=__doc__, redoc_url=None
+    )
+    app.add_middleware(_Headers)
     if hosts is not None:  # else a page elsewhere could make a browser ask for it
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
-    app.add_exception_handler(InputError, _mistakes)
-    app.add_exception_handler(StabmapError, _failure)
+    for kind, answer in _ANSWERS.items():
+        app.add_exception_handler(kind, answer)
+    library, door = Library(folder), Door(token)
 
     @app.get("/health")
     def health() -> dict[str, str]:
         """Whether the service is up."""
         return {"status": "ok", "stabmap": version("stabmap")}
 
-    _add_sweeps(app, Library(folder), [Depends(_guard(token))])
+    def guard(
+        request: Request, shown: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]
+    ) -> None:
+        door.check(request, shown)
+
+    sweeps = APIRouter(prefix="/sweeps", dependencies=[Depends(guard)], responses=REFUSALS)
+    _add_sweeps(sweeps, library)
+    _add_questions(sweeps, library)
+    _add_files(sweeps, library)
+    app.include_router(sweeps)
+    add_sign_in(app, door)
+    _add_start(app, library, door)
     return app
 
 
-def _guard(token: str | None) -> Callable[..., None]:
-    def check(shown: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> None:
-        if token is None:
-            return
-        if shown is None:
-            remedy = "send the header Authorization: Bearer TOKEN"
-            raise HTTPException(401, remedy, headers={"WWW-Authenticate": "Bearer"})
-        if not secrets.compare_digest(shown.credentials.encode(), token.encode()):
-            raise HTTPException(403, "this is not the token")
+# --------------------------------------------------------------------------- refusals
 
-    return check
+
+class Refusal(BaseModel):
+    """Why a question has no answer."""
+
+    detail: str | list[str]
+    mistakes: list[dict[str, Any]] | None = Field(
+        None, description="Of a wrong value: `field`, `value`, `law` that it breaks, `remedy`."
+    )
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    401: {"model": Refusal, "description": "No token."},
+    403: {"model": Refusal, "description": "Not the token."},
+    404: {"model": Refusal, "description": "No such sweep, or no result yet."},
+    409: {"model": Refusal, "description": "Several sweeps have this title."},
+    422: {"model": Refusal, "description": "A value is wrong; `detail` has one line for each."},
+    503: {"model": Refusal, "description": "The map cannot be used."},
+}
 
 
 def _mistakes(_: Request, error: Exception) -> Response:
     assert isinstance(error, InputError)
-    return JSONResponse({"detail": [str(mistake) for mistake in error.mistakes]}, 422)
+    told = [
+        {"field": m.field, "value": _plain(m.value), "law": m.law, "remedy": m.remedy}
+        for m in error.mistakes
+    ]
+    return JSONResponse({"detail": [str(m) for m in error.mistakes], "mistakes": told}, 422)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON may hold it."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError):
+        return str(value)
+
+
+def _malformed(_: Request, error: Exception) -> Response:
+    """Values of the wrong kind: said as everything else is, and without the values."""
+    assert isinstance(error, RequestValidationError)
+    lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+    return JSONResponse({"detail": lines[:MOST_LINES]}, 422)
+
+
+def _no_sweep(_: Request, error: Exception) -> Response:
+    assert isinstance(error, NoSweepError)
+    return JSONResponse({"detail": str(error)}, error.status)
 
 
 def _failure(_: Request, error: Exception) -> Response:
     return JSONResponse({"detail": str(error)}, 503)
 
 
-def _add_sweeps(app: FastAPI, library: Library, guard: list[Any]) -> None:
-    @app.get("/sweeps", dependencies=guard)
+_ANSWERS: dict[type[Exception], Any] = {
+    InputError: _mistakes,
+    RequestValidationError: _malformed,
+    NoSweepError: _no_sweep,
+    StabmapError: _failure,
+}
+
+
+class _Headers:
+    """Headers of every answer: browsers keep it to themselves, and load nothing from elsewhere."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self._app(scope, receive, send_with)
+
+
+# --------------------------------------------------------------------------- questions
+
+
+def _add_sweeps(app: APIRouter, library: Library) -> None:
+    @app.get("")
     def sweeps() -> list[dict[str, Any]]:
         """All sweeps, the latest first."""
         return library.sweeps()
 
-    @app.get("/sweeps/{sweep}", dependencies=guard)
+    @app.get("/{sweep}")
     def facts(sweep: Name) -> dict[str, Any]:
         """How far a sweep is."""
         return library.find(sweep)
 
-    @app.get("/sweeps/{sweep}/points", dependencies=guard)
+    @app.get("/{sweep}/points")
     def points(
         sweep: Name,
         after: Annotated[int, Query(ge=-1, le=2**53, description="`next` of the last page.")] = -1,
@@ -181,13 +218,30 @@ def _add_sweeps(app: FastAPI, library: Library, guard: list[Any]) -> None:
         rows = page.astype(object).where(page.notna(), None).to_dict("records")
         return {"points": rows, "next": int(page["number"].iloc[-1]) if more else None}
 
-    @app.post("/sweeps/{sweep}/classify", dependencies=guard)
+    # A stream that has begun cannot refuse any more, hence the sweep is looked for before.
+    @app.get("/{sweep}/events", response_class=EventSourceResponse, dependencies=[Depends(facts)])
+    async def live(
+        sweep: Name,
+        last_event_id: Annotated[
+            int | None, Header(ge=0, le=2**53, description="`id` of the last event that came.")
+        ] = None,
+    ) -> AsyncIterable[ServerSentEvent]:
+        """What happens while a sweep runs, as server-sent events.
+
+        `point`: a training has finished. `state`: how far the sweep is. `end`: nothing more comes.
+        """
+        async for event in events(library, library.find(sweep)["hash"], last_event_id):
+            yield event
+
+
+def _add_questions(app: APIRouter, library: Library) -> None:
+    @app.post("/{sweep}/classify")
     def classify(sweep: Name, place: Place) -> dict[str, float | list[float]]:
         """How likely each regime is, at one place or at many."""
         found = library.map(sweep).classify(**place.given())
         return {k: v if isinstance(v, float) else v.tolist() for k, v in found.items()}
 
-    @app.get("/sweeps/{sweep}/max_stable", dependencies=guard)
+    @app.get("/{sweep}/max_stable")
     def max_stable(
         sweep: Name,
         axis: str,
@@ -202,22 +256,20 @@ def _add_sweeps(app: FastAPI, library: Library, guard: list[Any]) -> None:
         value = library.map(sweep).max_stable(axis, confidence=confidence, **fixed)
         return {"axis": axis, "max_stable": value, "confidence": confidence}
 
-    @app.get("/sweeps/{sweep}/boundary/{kind}", dependencies=guard)
+    @app.get("/{sweep}/boundary/{kind}")
     def boundary(sweep: Name, kind: str, confidence: Number = 0.9) -> list[dict[str, Any]]:
         """Places on a boundary (`stable` or `divergent`), each with its interval."""
         frame = library.map(sweep).boundary(kind, confidence=confidence)
         return frame.astype(object).where(frame.notna(), None).to_dict("records")  # type: ignore[no-any-return]
 
-    _add_files(app, library, guard)
 
-
-def _add_files(app: FastAPI, library: Library, guard: list[Any]) -> None:
-    @app.get("/sweeps/{sweep}/map.json", dependencies=guard)
+def _add_files(app: APIRouter, library: Library) -> None:
+    @app.get("/{sweep}/map.json")
     def as_json(sweep: Name) -> Response:
         """What was swept, and all points."""
         return Response(library.map(sweep).to_json(), media_type="application/json")
 
-    @app.get("/sweeps/{sweep}/map.png", dependencies=guard)
+    @app.get("/{sweep}/map.png")
     def picture(sweep: Name) -> Response:
         """The map as a picture."""
         from analysis.plot import plot_map
@@ -226,7 +278,7 @@ def _add_files(app: FastAPI, library: Library, guard: list[Any]) -> None:
             path = plot_map(library.map(sweep), Path(folder) / "map.png")
             return Response(path.read_bytes(), media_type="image/png")
 
-    @app.get("/sweeps/{sweep}/page", dependencies=guard, response_class=HTMLResponse)
+    @app.get("/{sweep}/page", response_class=HTMLResponse)
     def page(sweep: Name) -> str:
         """The map as an interactive page in one file."""
         from analysis.page import page_html
@@ -235,6 +287,40 @@ def _add_files(app: FastAPI, library: Library, guard: list[Any]) -> None:
         return page_html(library.map(sweep), Tracking(sweep=library.find(sweep)["sweep"]))
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a service on that host."""
-    return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
+# --------------------------------------------------------------------------- for browsers
+
+
+def _add_start(app: FastAPI, library: Library, door: Door) -> None:
+    @app.get("/", include_in_schema=False, response_class=HTMLResponse)
+    def start(request: Request) -> Response:
+        if not door.knows(request):
+            return RedirectResponse("sign-in", 303)
+        return HTMLResponse(_start_page(library.sweeps()))
+
+
+def _start_page(sweeps: list[dict[str, Any]]) -> str:
+    """All sweeps with links to their maps."""
+    rows = "".join(
+        f'<tr><td><a href="sweeps/{quote(facts["hash"])}/page">'
+        f"{html.escape(str(facts['title'] or facts['hash']))}</a></td>"
+        f"<td>{html.escape(str(facts['state']))}</td><td>{html.escape(str(facts['points']))}</td>"
+        "</tr>"
+        for facts in sweeps
+    )
+    heads = "".join(f'<th scope="col">{name}</th>' for name in ("sweep", "state", "points"))
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>stabmap: sweeps</title>
+<link rel="icon" href="data:,">
+<style>{STYLE}</style>
+</head>
+<body>
+<h1>Sweeps</h1>
+<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>
+<p><a href="docs">Questions that programs may ask</a></p>
+</body>
+</html>
+"""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from analysis.example import example_map
     from analysis.load import load_map
     from analysis.map import StabilityMap
+    from stabmap.client import Client
     from stabmap.guard import MapGuard, UnstableError
     from sweeps.runner import run_sweep
     from sweeps.search.boundary import BoundarySampler
@@ -73,6 +74,7 @@ _PLACES = {
     "__version__": "trainables",
     "Axis": "trainables.domain",
     "BoundarySampler": "sweeps.search.boundary",
+    "Client": "stabmap.client",
     "InputError": "trainables.domain",
     "MapGuard": "stabmap.guard",
     "Margins": "trainables.domain",
@@ -112,6 +114,7 @@ _PLACES = {
 __all__ = [
     "Axis",
     "BoundarySampler",
+    "Client",
     "InputError",
     "MapGuard",
     "Margins",

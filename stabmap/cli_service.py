@@ -27,6 +27,8 @@ verbs = typer.Typer()
 
 #: Environment variable with the service's token; TOKEN_FILE names a file that holds it.
 TOKEN = "STABMAP_TOKEN"
+#: Seconds in which open answers may end when the service is stopped.
+GRACE = 2
 
 
 @verbs.command()
@@ -78,30 +80,39 @@ def serve(
     """Answer questions about maps over HTTP, read-only.
 
     Callers show the token in STABMAP_TOKEN, or in the file that STABMAP_TOKEN_FILE names; without
-    either one is made up and shown here. GET /docs describes the questions.
+    either one is made up and shown here. A browser is let in by the link that is printed. GET /docs
+    describes the questions.
     """
     import uvicorn
 
+    from analysis.hosts import is_loopback_host
     from analysis.load import home
-    from analysis.serve import create_app, is_loopback
+    from analysis.serve import create_app
+    from analysis.sign_in import SIGN_IN
     from sweeps.secrets import read_secret
 
     token = None if insecure else read_secret(TOKEN)
     if made_up := token is None and not insecure:
-        if not is_loopback(host):
+        if not is_loopback_host(host):
             law = "a service that others can reach needs a token of yours"
             remedy = f"set {TOKEN} or {TOKEN}_FILE, or allow everyone with --insecure"
             raise InputError([Mistake("host", host, law, remedy)])
         token = secrets.token_urlsafe(24)
     local = ["127.0.0.1", "localhost", "[::1]", host]
-    app = create_app(folder or home(), token, local if is_loopback(host) else None)
+    app = create_app(folder or home(), token, local if is_loopback_host(host) else None)
     with _listening(host, port) as listener:
         if made_up:
             print(f"token     {token}", file=sys.stderr)
         shown = f"[{host}]" if ":" in host else host
         place = f"http://{shown}:{listener.getsockname()[1]}"
-        print(f"listening on {place}", file=sys.stderr, flush=True)
-        config = uvicorn.Config(app, host=host, log_level="warning")
+        print(f"listening on {place}", file=sys.stderr)
+        # A token of the user's is not shown: the page asks for it.
+        path = "/" if token is None else f"{SIGN_IN}#{token}" if made_up else SIGN_IN
+        print(f"browser   {place}{path}", file=sys.stderr, flush=True)
+        # Streams of events have no end of their own.
+        config = uvicorn.Config(
+            app, host=host, log_level="warning", timeout_graceful_shutdown=GRACE
+        )
         uvicorn.Server(config).run(sockets=[listener])
 
 

@@ -6,7 +6,6 @@ strangers away, and the token is read only from the environment or a file that o
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import socket
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+from analysis.hosts import is_loopback_host
 from sweeps.status import plain
 from trainables.domain import InputError, Mistake, UnreachableError
 from trainables.messages import redacted
@@ -115,12 +115,9 @@ def _check_token() -> None:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address is on this machine for certain; names other than localhost are not."""
-    host = _split(address if "://" in address else f"ray://{address}").hostname or ""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    """Whether an address is on this machine for certain."""
+    parts = _split(address if "://" in address else f"ray://{address}")
+    return is_loopback_host(parts.hostname or "")
 
 
 def _split(address: str) -> SplitResult:

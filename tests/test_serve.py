@@ -21,9 +21,11 @@ import pytest
 import uvicorn
 from synthetic import DECAY, LR, measure, spec_of
 
+from analysis.hosts import is_loopback_host
+from analysis.library import Library
 from analysis.map import StabilityMap
 from analysis.page import page_html
-from analysis.serve import Library, create_app, is_loopback
+from analysis.serve import create_app
 from analysis.tracking import Tracking
 from sweeps.rounds import Rounds
 
@@ -194,8 +196,6 @@ def test_wrong_places(address: str, place: Any) -> None:
 
 
 def test_a_map_that_grows_is_read_again(tmp_path: Path, address: str) -> None:
-    from analysis.serve import Library
-
     place = tmp_path / "sweeps" / HASH
     place.mkdir(parents=True)
     (place / "sweep.json").write_text("{}")
@@ -219,7 +219,7 @@ def test_a_map_that_grows_is_read_again(tmp_path: Path, address: str) -> None:
     ],
 )
 def test_loopback(host: str, local: bool) -> None:
-    assert is_loopback(host) is local
+    assert is_loopback_host(host) is local
 
 
 def test_sweeps_whose_state_is_damaged_or_wrong(tmp_path: Path) -> None:
