@@ -113,14 +113,14 @@ class Classifier:
         start: tuple[Array, Array] | None = None,
     ) -> None:
         self.hyperparameters = hyperparameters
-        self._x = np.asarray(x, dtype=np.float64)
-        covariance = _jittered(hyperparameters.covariance(self._x, self._x))
+        self.inputs = np.asarray(x, dtype=np.float64)
+        covariance = _jittered(hyperparameters.covariance(self.inputs, self.inputs))
         self.sites = propagate(covariance, labels, start)
         self._weights = _weights(self.sites, covariance)
 
     def half(self, x: Array) -> tuple[Array, Array]:
         """Means at (m, d) inputs, and the (n, m) matrix H with covariance = prior - H' H there."""
-        cross = self.hyperparameters.covariance(self._x, x)
+        cross = self.hyperparameters.covariance(self.inputs, x)
         half = solve_triangular(
             self.sites.factor, self.sites.root[:, None] * cross, lower=True, check_finite=False
         )

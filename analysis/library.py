@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +18,7 @@ T = TypeVar("T")
 
 #: Facts about a sweep that are shown; the rest concerns only the machine that runs it.
 FACTS = ("title", "state", "points", "limit", "counts", "left", "updated", "sweep")
+HASH = re.compile("[0-9a-f]{16}")
 #: Maps that are kept: a fitted one of 10,000 points takes about 100 MB.
 KEPT = 16
 
@@ -97,6 +99,8 @@ class Library:
         Raises:
             NoSweepError: there is none, or there are several.
         """
+        if HASH.fullmatch(name) and (self.folder(name) / "sweep.json").exists():
+            return self.facts(name)  # without a look at all others
         found = [f for f in self.sweeps() if name in (f["hash"], f["sweep"], f["title"])]
         if not found:
             raise NoSweepError(404, f"no sweep {name!r}; GET /sweeps lists them")

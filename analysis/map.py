@@ -35,6 +35,7 @@ from analysis.quality import (
 )
 from analysis.shapes import geometry_of, mesh_of
 from analysis.surface import Surface, columns
+from analysis.table import Tables
 from analysis.uncertainty import KINDS, entropy, wrong
 from analysis.volume import PARTS, POINTS, Volume, volume
 from trainables.domain import (
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
+#: Places of one question from which on the model is looked up in a table.
+MANY = 200_000
 #: Values that `max_stable` tries along an axis.
 RESOLUTION = 512
 
@@ -169,7 +172,8 @@ class StabilityMap:
         Returns:
             `{"stable": p, "restrained": p, "divergent": p}`; floats for numbers, arrays of the
             broadcast shape for arrays. They say how sure the model is of what a training here
-            would do.
+            would do. From 200,000 places on they come from a table of the model, each right to
+            0.005 (docs/maps.md); the first such question makes the table.
 
         Raises:
             InputError: an axis is missing, unknown, or asked for outside what was swept.
@@ -183,8 +187,9 @@ class StabilityMap:
         given = self._columns(values)
         shape = np.broadcast_shapes(*(column.shape for column in given))
         points = np.stack([np.broadcast_to(c, shape).ravel() for c in given], axis=1)
-        probabilities = self.surface.probabilities(self.unit(points))
-        probabilities = probabilities.reshape(*shape, 3)
+        many = len(points) >= MANY
+        answer = self._tables.probabilities if many else self.surface.probabilities
+        probabilities = answer(self.unit(points)).reshape(*shape, 3)
         if shape == ():
             return {name: float(p) for name, p in zip(REGIMES, probabilities, strict=True)}
         return {name: probabilities[..., i] for i, name in enumerate(REGIMES)}
@@ -443,6 +448,13 @@ class StabilityMap:
         return merged(self, other)
 
     # ----------------------------------------------------------------- the model
+
+    @cached_property
+    def _tables(self) -> Tables:
+        """The model for very many places."""
+        free = [axis for axis in self.axes if axis.free]
+        zeros = [i for i, axis in enumerate(free) if axis.zero]
+        return Tables(self.surface.quantiles, max(len(free), 1), zeros, self.surface.points)
 
     def unit(self, points: Array) -> Array:
         """Places, (n, 3) values of the axes, in the unit coordinates of `surface`, (n, d).

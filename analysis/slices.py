@@ -13,6 +13,7 @@ from analysis import exports
 from analysis.map import StabilityMap
 from analysis.quality import Audit
 from analysis.surface import Surface
+from analysis.table import Tables
 from trainables.domain import Axis, InputError, Mistake, StabmapError
 
 
@@ -33,6 +34,10 @@ class MapSlice(StabilityMap):
     def surface(self) -> Surface:
         """The fitted model of the whole map."""
         return self.whole.surface
+
+    @cached_property
+    def _tables(self) -> Tables:
+        return self.whole._tables
 
     @property
     def _seen(self) -> tuple[Axis, ...]:

@@ -107,6 +107,17 @@ class Surface:
         """(m, 3) probabilities of stable, restrained and divergent at (m, d) unit coordinates."""
         return regime_probabilities(*self.signs(x).T)
 
+    def quantiles(self, x: Array) -> Array:
+        """(m, 2) normal quantiles of `signs` at (m, d) unit coordinates: smoother than these."""
+        fields = (self.stable.predict(x), self.bounded.predict(x))
+        return np.stack([mean / np.sqrt(1 + variance) for mean, variance in fields], axis=-1)
+
+    @property
+    def points(self) -> Array:
+        """(n, d) unit coordinates of the points that the processes are made of: their kinks."""
+        made_of = (self.stable.process.inputs, self.bounded.process.inputs)
+        return np.unique(np.concatenate(made_of), axis=0) + 0.5
+
     def signs(self, x: Array) -> Array:
         """(m, 2) probabilities of the labels stable and bounded at (m, d) unit coordinates."""
         return np.stack([self.stable.probability(x), self.bounded.probability(x)], axis=-1)

@@ -4,8 +4,7 @@ A model of 2,000 points takes a third of a millisecond a place. For a million pl
 up instead, by linear interpolation between the nodes of a lattice. Its cells are halved again where
 trying the model between their nodes shows that a probability is off by more than TOLERANCE.
 Where the finest lattice is still off by more, the model itself is asked. What is promised rests on
-the places that were tried; a feature that is narrower than a cell of the first lattice and lies
-between them can be missed.
+the places that were tried, among them all points of the model, where it has its kinks.
 """
 
 from __future__ import annotations
@@ -41,15 +40,18 @@ class Table:
     Args:
         model: what to look up.
         d: dimensions, 1 to 3.
+        kinks: (n, d) places at which the model is not smooth, to be tried too: those of its points.
     """
 
-    def __init__(self, model: Model, d: int) -> None:
+    def __init__(self, model: Model, d: int, kinks: Array | None = None) -> None:
         self._model, self._d = model, d
+        self._kinks = np.zeros((0, d)) if kinks is None else kinks
+        self._at_kinks = model(self._kinks) if len(self._kinks) else np.zeros((0, 2))
         axes = [np.linspace(0, 1, COARSE + 1)] * d
         nodes = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
         self._nodes = model(nodes.reshape(-1, d)).reshape(*nodes.shape[:-1], 2).astype("f4")
         #: How often the model was asked to make the table.
-        self.asked = nodes.size // d
+        self.asked = nodes.size // d + len(self._kinks)
         #: By cell, whether the model itself has to be asked.
         self.unsure: Mask = np.ones((COARSE,) * d, dtype=bool)
         while self.unsure.any() and self._halve():
@@ -76,17 +78,24 @@ class Table:
         last = 4 * self._cells > FINEST[self._d]
         self.unsure = change > (2 * TOLERANCE if last else TOLERANCE)
         self._nodes, self.asked = nodes, self.asked + count
+        missed, cells = self._looked_up(self._kinks)
+        off = np.abs(_regimes(missed) - _regimes(self._at_kinks)).max(-1) > TOLERANCE
+        self.unsure[tuple(cells[:, off])] = True
         return True
 
-    def __call__(self, x: Array) -> Array:
-        """(m, 2) normal quantiles of the labels' probabilities at (m, d) unit coordinates."""
+    def _looked_up(self, x: Array) -> tuple[Array, NDArray[np.intp]]:
+        """What the lattice says at (m, d) places, and the (d, m) cells that these are in."""
         place = np.clip(x.T, 0, 1) * self._cells
         found = np.stack(
             [map_coordinates(self._nodes[..., k], place, order=1, mode="nearest") for k in (0, 1)],
             axis=-1,
         )
-        cell = np.minimum(place.astype(np.intp), self._cells - 1)
-        if (unsure := self.unsure[tuple(cell)]).any():
+        return found, np.minimum(place.astype(np.intp), self._cells - 1)
+
+    def __call__(self, x: Array) -> Array:
+        """(m, 2) normal quantiles of the labels' probabilities at (m, d) unit coordinates."""
+        found, cells = self._looked_up(x)
+        if (unsure := self.unsure[tuple(cells)]).any():
             found[unsure] = self._model(x[unsure])
         return found
 
@@ -102,26 +111,39 @@ class Tables:
         model: takes the columns of `analysis.surface.columns`.
         d: how many columns are coordinates along the axes' ranges.
         zeros: of each column that indicates an extra level, which coordinate is its axis's.
+        kinks: (n, columns) rows at which the model is not smooth.
     """
 
-    def __init__(self, model: Model, d: int, zeros: Sequence[int] = ()) -> None:
+    def __init__(
+        self, model: Model, d: int, zeros: Sequence[int] = (), kinks: Array | None = None
+    ) -> None:
         self._model, self._d, self._zeros = model, d, tuple(zeros)
+        self._kinks = np.zeros((0, d + len(self._zeros))) if kinks is None else kinks
         self.made: dict[tuple[bool, ...], Table | Array] = {}
+
+    def probabilities(self, x: Array) -> Array:
+        """(m, 3) probabilities of the regimes at (m, columns) rows."""
+        return _regimes(self(x))
 
     def __call__(self, x: Array) -> Array:
         """As `Table`, at (m, columns) rows."""
         found = np.empty((len(x), 2))
-        at_zero = x[:, self._d :] > 0.5 + INDICATOR / 2
-        codes = at_zero @ (1 << np.arange(len(self._zeros)))
-        for code in np.unique(codes):
-            rows = codes == code if len(self._zeros) else slice(None)
-            kind = tuple(bool(code >> i & 1) for i in range(len(self._zeros)))
+        for kind in product((False, True), repeat=len(self._zeros)):
+            rows = self._of(kind, x)
+            if not rows.any():
+                continue
             if kind not in self.made:
                 self.made[kind] = self._make(kind)
             table = self.made[kind]
-            here = x[rows][:, self._kept(kind)] if isinstance(table, Table) else None
-            found[rows] = table if here is None else table(here)
+            here = x[np.ix_(rows, self._kept(kind))]
+            found[rows] = table(here) if isinstance(table, Table) else table
         return found
+
+    def _of(self, kind: tuple[bool, ...], x: Array) -> Mask:
+        """Which rows are at the extra levels of just these axes."""
+        at_zero = x[:, self._d :] > 0.5 + INDICATOR / 2
+        rows: Mask = (at_zero == np.array(kind, dtype=bool)).all(1)
+        return rows
 
     def _kept(self, kind: tuple[bool, ...]) -> list[int]:
         """The coordinates that are left where some axes are at their extra level."""
@@ -137,7 +159,10 @@ class Tables:
             whole[:, kept] = x
             return self._model(whole)
 
-        return Table(restricted, len(kept)) if kept else restricted(np.zeros((1, 0)))
+        if not kept:
+            return restricted(np.zeros((1, 0)))
+        kinks = self._kinks[np.ix_(self._of(kind, self._kinks), kept)]
+        return Table(restricted, len(kept), kinks)
 
 
 # --------------------------------------------------------------------------- lattices
