@@ -31,16 +31,16 @@ MOST = 1 << 20
 TOLD = ("state", "points", "limit", "counts")
 
 
-async def events(library: Library, name: str, after: int | None) -> AsyncIterator[ServerSentEvent]:
+async def events(library: Library, name: str, after: int) -> AsyncIterator[ServerSentEvent]:
     """`point` for each training, `state` for each change of the facts, `end` behind the last one.
 
     Args:
         library: where the sweep is.
         name: its hash.
-        after: id of the last event that came; None for all.
+        after: id of the last event that came; 0 for all.
     """
     log = library.folder(name) / LOG
-    place = await run_in_threadpool(_start, log, after or 0)
+    place = await run_in_threadpool(_start, log, after)
     told = None
     while True:
         # The facts first: a sweep that has ended has written all its points before.

@@ -123,13 +123,23 @@ class Refusal(BaseModel):
     )
 
 
+def _refused(description: str) -> dict[str, Any]:
+    # Not as `model`: that would be described as of the kind that the answer has, such as a picture.
+    schema = Refusal.model_json_schema()
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    401: {"model": Refusal, "description": "No token."},
-    403: {"model": Refusal, "description": "Not the token."},
-    404: {"model": Refusal, "description": "No such sweep, or no result yet."},
-    409: {"model": Refusal, "description": "Several sweeps have this title."},
-    422: {"model": Refusal, "description": "A value is wrong; `detail` has one line for each."},
-    503: {"model": Refusal, "description": "The map cannot be used."},
+    400: _refused("The body is no text."),
+    401: _refused("No token."),
+    403: _refused("Not the token."),
+    404: _refused("No such sweep, or no result yet."),
+    409: _refused("Several sweeps have this title."),
+    422: _refused("A value is wrong; `detail` has one line for each."),
+    503: _refused("The map cannot be used."),
+}
+PICTURE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
 }
 
 
@@ -223,8 +233,8 @@ def _add_sweeps(app: APIRouter, library: Library) -> None:
     async def live(
         sweep: Name,
         last_event_id: Annotated[
-            int | None, Header(ge=0, le=2**53, description="`id` of the last event that came.")
-        ] = None,
+            int, Header(ge=0, le=2**53, description="`id` of the last event that came.")
+        ] = 0,
     ) -> AsyncIterable[ServerSentEvent]:
         """What happens while a sweep runs, as server-sent events.
 
@@ -269,7 +279,7 @@ def _add_files(app: APIRouter, library: Library) -> None:
         """What was swept, and all points."""
         return Response(library.map(sweep).to_json(), media_type="application/json")
 
-    @app.get("/{sweep}/map.png")
+    @app.get("/{sweep}/map.png", response_class=Response, responses=PICTURE)
     def picture(sweep: Name) -> Response:
         """The map as a picture."""
         from analysis.plot import plot_map

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import product
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from analysis.surface import INDICATOR, regime_probabilities
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+S = TypeVar("S", bound=np.generic)
 #: From (m, d) unit coordinates to the (m, 2) normal quantiles of the labels' probabilities.
 Model = Callable[[Array], Array]
 
@@ -31,7 +33,7 @@ COARSE = 32
 #: Cells along an edge of the last one, by dimensions.
 FINEST = {1: 8192, 2: 2048, 3: 128}
 #: Places at which the model is asked for a table; a halving that needs more is left out.
-BUDGET = 60_000
+BUDGET = 100_000
 
 
 class Table:
@@ -135,7 +137,7 @@ class Tables:
             if kind not in self.made:
                 self.made[kind] = self._make(kind)
             table = self.made[kind]
-            here = x[np.ix_(rows, self._kept(kind))]
+            here = x[rows][:, self._kept(kind)]
             found[rows] = table(here) if isinstance(table, Table) else table
         return found
 
@@ -161,7 +163,7 @@ class Tables:
 
         if not kept:
             return restricted(np.zeros((1, 0)))
-        kinks = self._kinks[np.ix_(self._of(kind, self._kinks), kept)]
+        kinks = self._kinks[self._of(kind, self._kinks)][:, kept]
         return Table(restricted, len(kept), kinks)
 
 
@@ -179,7 +181,7 @@ def _between(nodes: Array, d: int) -> Array:
     return nodes
 
 
-def _doubled(cells: NDArray[np.generic]) -> NDArray[np.generic]:
+def _doubled(cells: NDArray[S]) -> NDArray[S]:
     """What holds of a cell, for the cells of half the edge in it."""
     for axis in range(cells.ndim):
         cells = np.repeat(cells, 2, axis)
@@ -198,5 +200,10 @@ def _corners(cells: Mask) -> Mask:
 def _largest(nodes: Array, d: int) -> Array:
     """Of each cell of double edge, the largest value at its nodes."""
     n = len(nodes) // 2
-    offsets = product((0, 1, 2), repeat=d)
-    return np.maximum.reduce([nodes[tuple(slice(i, i + 2 * n - 1, 2) for i in o)] for o in offsets])
+    largest: Array = np.maximum.reduce(
+        [
+            nodes[tuple(slice(i, i + 2 * n - 1, 2) for i in offset)]
+            for offset in product((0, 1, 2), repeat=d)
+        ]
+    )
+    return largest

@@ -71,8 +71,10 @@ def in_process(folder: Path) -> list[bool]:
     places = box_points(found.axes, 1 << 20, 2)[:PLACES]
     asked = {"lr": places[:, 0], "weight_decay": places[:, 2]}
     print(f"1,000,000 places and the table, s      {timed(lambda: found.classify(**asked)):8.2f}")
+    cpu = time.process_time()
     text, classified = verdict([timed(lambda: found.classify(**asked)) for _ in range(5)], CLASSIFY)
     print(f"1,000,000 places again, s              {text}")
+    print(f"  of which one core's, s               {(time.process_time() - cpu) / 5:8.2f}")
     every = np.random.default_rng(0).choice(PLACES, CHECKED, replace=False)
     quick = found.classify(**asked)
     plain = found.classify(**{axis: values[every] for axis, values in asked.items()})
@@ -120,9 +122,8 @@ def over_http(home: Path) -> bool:
         rounds = [np.quantile(latencies(client), [0.5, 0.99, 1.0]) for _ in range(ROUNDS)]
     text, held = verdict([float(r[1]) for r in rounds], LATENCY, 1e3)
     print(f"p99 of a question over HTTP, ms        {text}")
-    print(
-        f"median, largest of the best round, ms  {' '.join(f'{v * 1e3:8.2f}' for v in best(rounds))}"
-    )
+    shown = " ".join(f"{seconds * 1e3:8.2f}" for seconds in best(rounds))
+    print(f"median, largest of the best round, ms  {shown}")
     return held
 
 

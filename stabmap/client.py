@@ -6,7 +6,7 @@ import json
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPResponse
@@ -199,8 +199,8 @@ class Client:
             yield from map(RemotePoint.of, page["points"])
             after = page["next"]
 
-    def events(self, name: str, after: int | None = None) -> Iterator[SweepEvent]:
-        """What happens in a sweep, from its first point until it ends.
+    def events(self, name: str, after: int | None = None) -> Generator[SweepEvent, None, None]:
+        """What happens in a sweep, from its first point until it ends, or `close()` is called.
 
         Args:
             name: of the sweep.

@@ -55,13 +55,13 @@ class Watched:
 
 
 @contextmanager
-def watched(browser: Browser, **options: Any) -> Iterator[Watched]:
-    """A page whose requests are all counted and, but for files, stopped."""
+def watched(browser: Browser, *, own: str = "file:", **options: Any) -> Iterator[Watched]:
+    """A page whose requests are all counted and stopped, but for those to its own place."""
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 1000}, **options})
     seen = Watched(context.new_page(), context)
 
     def stop(route: Route) -> None:
-        if route.request.url.startswith("file:"):
+        if route.request.url.startswith(own):
             route.continue_()
             return
         seen.asked.append(route.request.url)

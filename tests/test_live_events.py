@@ -51,13 +51,14 @@ def test_points_of_another_process_arrive_as_they_are_kept(tmp_path: Path, addre
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     places = [str(Path(__file__).parent), *sys.path]
     with subprocess.Popen(words, env={"PYTHONPATH": ":".join(places)}, **pipes) as driver:
-        assert driver.stdin is not None and driver.stdout is not None
+        given, said = driver.stdin, driver.stdout
+        assert given is not None and said is not None
 
         def append(lr: float) -> None:
-            print(lr, file=driver.stdin, flush=True)
-            driver.stdout.readline()
+            print(lr, file=given, flush=True)
+            said.readline()
 
-        name = driver.stdout.readline().strip()
+        name = said.readline().strip()
         append(0.1)
         client = Client(address, TOKEN, timeout=30)
         seen = client.events("live")
@@ -82,7 +83,7 @@ def test_points_of_another_process_arrive_as_they_are_kept(tmp_path: Path, addre
         again = client.events(name, after=event.id)
         after = next(again)
         assert after.point is not None and after.point.point.lr == 0.3
-        driver.stdin.close()
+        given.close()
         rest = list(again)
         driver.wait(30)
     assert [event.kind for event in rest if event.facts.get("state") != "running"] == [

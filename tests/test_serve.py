@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
-import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -18,14 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
+from serving import keep, serving
 from synthetic import DECAY, LR, measure, spec_of
 
 from analysis.hosts import is_loopback_host
 from analysis.library import Library
 from analysis.map import StabilityMap
 from analysis.page import page_html
-from analysis.serve import create_app
 from analysis.tracking import Tracking
 from sweeps.rounds import Rounds
 
@@ -69,15 +67,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, stability_map: StabilityMap
 
 @pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
-    app = create_app(folder, TOKEN, ["127.0.0.1", "localhost"])
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with serving(folder, TOKEN) as found:
+        yield found
 
 
 def ask(
@@ -122,6 +113,76 @@ def test_strangers_may_not_classify_either(address: str) -> None:
     assert ask(url, place)[0] == 200
     assert ask(url, place, token=None)[0] == 401
     assert ask(url, place, token="wrong")[0] == 403
+
+
+def test_browsers_get_a_cookie_for_the_token(address: str) -> None:
+    """And only with it, from pages of the service or by a link that somebody followed."""
+    for wrong in ("", "x", TOKEN + "x"):
+        status, _, headers = ask(f"{address}/sign-in", {"token": wrong}, token=None)
+        assert (status, headers["Set-Cookie"]) == (403, None)
+    status, _, headers = ask(f"{address}/sign-in", {"token": TOKEN}, token=None)
+    assert status == 204 and TOKEN not in str(headers)
+    cookie, *rules = headers["Set-Cookie"].split("; ")
+    assert {"HttpOnly", "SameSite=strict", "Path=/"} <= set(rules)
+    name, value = cookie.split("=")
+    page = f"{address}/sweeps/{HASH}/page"
+    link = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    for headers, expected in (
+        ({}, 200),
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"}, 401),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, 401),
+        ({"Sec-Fetch-Site": "same-site", **link}, 200),
+        ({"Sec-Fetch-Site": "same-site", **link, "Sec-Fetch-Dest": "iframe"}, 401),
+    ):
+        assert ask(page, token=None, Cookie=cookie, **headers)[0] == expected
+    assert ask(page, token=None, Cookie=f"{name}={value}x")[0] == 401
+    assert ask(page, token=None, Cookie=f"{name}=")[0] == 401
+    assert ask(page, token="wrong", Cookie=cookie)[0] == 403
+
+
+def test_a_cookie_ends_with_the_service(folder: Path, address: str) -> None:
+    cookie = ask(f"{address}/sign-in", {"token": TOKEN}, token=None)[2]["Set-Cookie"]
+    value = cookie.split(";")[0].partition("=")[2]
+    with serving(folder, TOKEN) as other:
+        name = f"stabmap-{other.rpartition(':')[2]}"
+        assert ask(f"{other}/sweeps", token=None, Cookie=f"{name}={value}")[0] == 401
+
+
+def test_answers_are_not_kept_and_load_nothing(address: str) -> None:
+    for path in ("/docs", "/sign-in", f"/sweeps/{HASH}/page"):
+        headers = ask(address + path)[2]
+        assert headers["Cache-Control"] == "no-store"
+        policy = headers["Content-Security-Policy"]
+        assert "frame-ancestors 'none'" in policy and "http" not in policy
+
+
+def test_titles_on_the_page_of_sweeps_are_texts(tmp_path: Path) -> None:
+    keep(tmp_path, HASH, None, title="<script>alert(1)</script>", state="complete")
+    with serving(tmp_path, None) as address:
+        page = ask(f"{address}/", token=None)[1].decode()
+    assert "&lt;script&gt;" in page and "<script" not in page
+
+
+def test_facts_are_read_again_when_they_have_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = keep(tmp_path, HASH, None, state="complete", points=1)
+    keep(tmp_path, OTHER, None, state="complete", points=7)
+    read: list[Path] = []
+    original = Path.read_text
+
+    def counted(path: Path, *args: Any) -> str:
+        read.append(path)
+        return original(path, *args)
+
+    monkeypatch.setattr(Path, "read_text", counted)
+    library = Library(tmp_path)
+    for points in (1, 1, 22, 22):
+        (place / "sweep.json").write_text(json.dumps({"state": "complete", "points": points}))
+        os.utime(place / "sweep.json", (points, points))
+        assert sorted(facts["points"] for facts in library.sweeps()) == sorted([points, 7])
+    assert len(read) == 3
 
 
 def test_only_its_own_names_are_answered(address: str) -> None:
@@ -241,6 +302,7 @@ def test_the_verb_says_where_it_listens(tmp_path: Path) -> None:
         assert service.stderr is not None
         said = [service.stderr.readline().split()[-1] for _ in range(2)]
         token, place = said
+        assert service.stderr.readline() == f"browser   {place}/sign-in#{token}\n"
         assert ask(f"{place}/sweeps", token=token)[:2] == (200, b"[]")
         port = place.rpartition(":")[2]
         other = subprocess.run([*words, port], capture_output=True, text=True, timeout=60)
