@@ -138,9 +138,9 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     422: _refused("A value is wrong; `detail` has one line for each."),
     503: _refused("The map cannot be used."),
 }
-PICTURE: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
-}
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": BINARY}}}
+NETCDF: dict[int | str, dict[str, Any]] = {200: {"content": {"application/x-netcdf": BINARY}}}
 
 
 def _mistakes(_: Request, error: Exception) -> Response:
@@ -278,6 +278,13 @@ def _add_files(app: APIRouter, library: Library) -> None:
     def as_json(sweep: Name) -> Response:
         """What was swept, and all points."""
         return Response(library.map(sweep).to_json(), media_type="application/json")
+
+    @app.get("/{sweep}/map.nc", response_class=Response, responses=NETCDF)
+    def as_netcdf(sweep: Name) -> Response:
+        """The map with the grid of its model (docs/map-format.md)."""
+        with tempfile.TemporaryDirectory() as folder:
+            (path,) = library.map(sweep).export(folder, ["netcdf"])
+            return Response(path.read_bytes(), media_type="application/x-netcdf")
 
     @app.get("/{sweep}/map.png", response_class=Response, responses=PICTURE)
     def picture(sweep: Name) -> Response:

@@ -69,7 +69,7 @@ def test_points_of_another_process_arrive_as_they_are_kept(tmp_path: Path, addre
             append(lr)
             begin = time.monotonic()
             event = next(seen)
-            assert time.monotonic() - begin < 5
+            assert time.monotonic() - begin < 15
             assert event.kind == "point" and event.point is not None
             assert event.point.point.lr == lr
             assert event.point.regime == measure(Point(lr, 0.0, 0.01)).verdict.regime

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from serving import keep, serving
 from synthetic import DECAY, LR, measure, spec_of
@@ -93,7 +94,9 @@ ASKED = [
     f"/sweeps/{HASH}/max_stable?axis=lr&weight_decay=0.01",
     f"/sweeps/{HASH}/boundary/stable",
     f"/sweeps/{HASH}/map.json",
+    f"/sweeps/{HASH}/map.nc",
     f"/sweeps/{HASH}/map.png",
+    f"/sweeps/{EMPTY}/events",
     f"/sweeps/{HASH}/page",
 ]
 
@@ -191,7 +194,9 @@ def test_only_its_own_names_are_answered(address: str) -> None:
     assert ask(f"{address}/health", token=None)[0] == 200
 
 
-def test_answers_are_those_of_the_map(address: str, stability_map: StabilityMap) -> None:
+def test_answers_are_those_of_the_map(
+    address: str, stability_map: StabilityMap, tmp_path: Path
+) -> None:
     sweep = f"{address}/sweeps/{HASH}"
     at = {"lr": 0.1, "weight_decay": 0.01}
     assert json.loads(ask(f"{sweep}/classify", at)[1]) == stability_map.classify(**at)
@@ -205,6 +210,9 @@ def test_answers_are_those_of_the_map(address: str, stability_map: StabilityMap)
     assert [p["lr"] for p in places] == stability_map.boundary("divergent")["lr"].tolist()
     assert ask(f"{sweep}/map.json")[1].decode() == stability_map.to_json()
     assert ask(f"{sweep}/map.png")[1].startswith(b"\x89PNG")
+    (tmp_path / "map.nc").write_bytes(ask(f"{sweep}/map.nc")[1])
+    read = StabilityMap.read(tmp_path / "map.nc")
+    pd.testing.assert_frame_equal(read.to_frame(), stability_map.to_frame())
     status, page, headers = ask(f"{sweep}/page")
     assert (status, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
     assert page.decode() == page_html(stability_map, Tracking(sweep="run-0"))
