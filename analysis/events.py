@@ -45,14 +45,15 @@ async def events(library: Library, name: str, after: int) -> AsyncIterator[Serve
     while True:
         # The facts first: a sweep that has ended has written all its points before.
         facts = await run_in_threadpool(library.facts, name)
-        found, place = await run_in_threadpool(read_points, log, place)
+        before = place
+        found, place = await run_in_threadpool(read_points, log, before)
         for number, row in found:
             yield ServerSentEvent(event="point", id=str(number), data=row)
         now = {fact: facts[fact] for fact in TOLD}
         if now != told:
             told = now
             yield ServerSentEvent(event="state", data=now)
-        if not found:
+        if place == before:
             if facts["state"] != "running":
                 yield ServerSentEvent(event="end", data=now)
                 return

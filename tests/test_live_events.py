@@ -15,6 +15,7 @@ import pytest
 from serving import keep, serving
 from synthetic import DECAY, LR, measure, spec_of
 
+import analysis.events
 from analysis.events import LOG, read_points
 from stabmap import Client, InputError, Point
 from sweeps.store import Entry, Store, folder_of
@@ -146,6 +147,17 @@ def test_what_is_read_of_a_log(tmp_path: Path) -> None:
     found, place = read_points(log, place)
     assert [row["lr"] for _, row in found] == [0.2]
     assert place == log.stat().st_size
+
+
+def test_damaged_lines_hide_nothing_behind_them(
+    tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(analysis.events, "MOST", 100)
+    place = keep(tmp_path, HASH, None, state="complete")
+    good = Entry(measure(Point(0.1)), 0, 1.0).line()
+    (place / LOG).write_bytes(b"{" * 200 + b"\n" + good)
+    kinds = [event.kind for event in Client(address, TOKEN).events(HASH)]
+    assert kinds == ["state", "point", "end"]
 
 
 @pytest.mark.parametrize("after", [1, 7, 10**9])

@@ -15,10 +15,13 @@ import analysis.map
 from analysis import table
 from analysis.map import REGIMES, StabilityMap
 from analysis.surface import INDICATOR, regime_probabilities
-from analysis.table import TOLERANCE, Table, Tables
+from analysis.table import Table, Tables
 from trainables.domain import Margins, Point
 
 Array = NDArray[np.float64]
+
+#: What the documentation promises.
+TOLERANCE = 0.005
 
 
 def places(found: StabilityMap, count: int) -> dict[str, Array]:
