@@ -27,14 +27,14 @@ HASH = "0123456789abcdef"
 DRIVER = """
 import sys
 from synthetic import DECAY, LR, measure, spec_of
-from sweeps.store import Store
+from sweeps.store import Entry, Store
 from stabmap import Point
 spec = spec_of({"lr": LR, "weight_decay": DECAY}, folder=sys.argv[1])
 with Store(spec) as store:
     store.remember(title="live", state="running", points=0)
     print(spec.hash, flush=True)
     for number, line in enumerate(sys.stdin, 1):
-        store.append(measure(Point(float(line), 0.0, 0.01)), 100.0 + number)
+        store.extend([Entry(measure(Point(float(line), 0.0, 0.01)), 0, 100.0 + number)])
         store.remember(points=number)
         print(number, flush=True)
     store.remember(state="complete")
@@ -106,7 +106,7 @@ def test_the_words_on_the_line(tmp_path: Path, address: str) -> None:
     """As browsers and curl read them."""
     spec = spec_of({"lr": LR, "weight_decay": DECAY}, folder=str(tmp_path))
     with Store(spec) as store:
-        store.append(measure(Point(0.1, 0.0, 0.01)), 5.0)
+        store.extend([Entry(measure(Point(0.1, 0.0, 0.01)), 0, 5.0)])
         store.remember(state="complete", points=1)
     size = (folder_of(spec) / LOG).stat().st_size
     headers = {"Authorization": f"Bearer {TOKEN}"}
