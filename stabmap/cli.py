@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -319,19 +320,32 @@ def query(
         str | None, typer.Option("--max", help="Axis whose largest stable value is asked for.")
     ] = None,
     confidence: Annotated[float, typer.Option(help="Probability asked for with --max.")] = 0.95,
+    suggest: Annotated[
+        int | None, typer.Option(help="How many points to name that would tell the map most.")
+    ] = None,
     tracking: Tracking = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a map: how likely is each regime here, or how large may an axis be?
+    """Ask a map: how likely is each regime here, how large may an axis be, what to train next?
 
-    Examples: stabmap query ID lr=0.1 weight_decay=0.001; stabmap query ID --max lr weight_decay=0
+    Examples: stabmap query ID lr=0.1 weight_decay=0.001; stabmap query ID --max lr weight_decay=0;
+    stabmap query ID --suggest 4 weight_decay=0
     """
     from analysis.load import load_map
 
     values = _values(at or ())
+    if suggest is not None and largest is not None:
+        law = "one question at a time"
+        raise InputError([Mistake("--suggest", suggest, law, "leave out --suggest or --max")])
     found = load_map(sweep, tracking)
-    if largest is None:
-        answer: dict[str, Any] = found.classify(**values)
+    if suggest is not None:
+        chosen = found.suggest_next(suggest, **values)
+        answer: dict[str, Any] = {
+            "suggestions": [{**asdict(s.point), "drop": s.drop} for s in chosen]
+        }
+        text = "\n".join(map(str, chosen))
+    elif largest is None:
+        answer = found.classify(**values)
         text = "\n".join(f"{regime:<11} {p:.3f}" for regime, p in answer.items())
     else:
         value = found.max_stable(largest, confidence=confidence, **values)

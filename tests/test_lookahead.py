@@ -16,8 +16,8 @@ from scipy.stats import qmc
 
 from analysis.expectation_propagation import LAPSE, label_moments
 from analysis.gaussian_process import Classifier
+from analysis.lookahead import Outlook, _FieldOutlook, choose
 from analysis.surface import Field, Surface
-from sweeps.search.lookahead import Outlook, _FieldOutlook, choose
 
 Array = NDArray[np.float64]
 

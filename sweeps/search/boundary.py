@@ -17,9 +17,9 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import qmc
 
+from analysis.lookahead import Outlook, choose
 from analysis.surface import Surface, regime_probabilities
 from sweeps.search.encoding import Encoding, Params
-from sweeps.search.lookahead import Outlook, choose
 from trainables.domain import InputError, Mistake, Regime
 
 Array = NDArray[np.float64]
