@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import pandas as pd
 from trainables.domain import AXIS_NAMES, Point, PointResult, Regime
 
 #: Version of the columns below; `docs/map-format.md` documents them.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 REGIMES = tuple(regime.value for regime in Regime)
 #: Evidence that has a column of its own; empty where it was not measured.
 EVIDENCE = (
@@ -41,6 +42,7 @@ COLUMNS = [
     *(f"replicates_{regime}" for regime in REGIMES),
     "audit",
     *EVIDENCE,
+    "trainings",
 ]
 
 
@@ -51,7 +53,8 @@ def evidence_frame(
 
     Columns: number of the point's first training, the three axes, regime, reason, step, the two
     margins, how many replicates there are and how many of them fell in each regime, the audit that
-    the point belongs to (0: none), and the evidence of the replicates as medians.
+    the point belongs to (0: none), the evidence of the replicates as medians, and what tells the
+    replicates apart (`described_trainings`).
 
     Args:
         results: numbered results; those of one point are replicates of it.
@@ -89,7 +92,26 @@ def evidence_row(number: int, result: PointResult, audit: int = 0) -> dict[str, 
     for name in EVIDENCE:
         values = [v for r in result.replicates if (v := r.evidence.get(name)) is not None]
         row[name] = _median(values)
+    row["trainings"] = described_trainings(result)
     return row
+
+
+def described_trainings(result: PointResult) -> str:
+    """Each replicate's seeds, its steps and the final metric of each k, as one text of JSON.
+
+    A text goes through every format of a map as it is, and few questions ask for it.
+    """
+    return json.dumps(
+        [
+            {
+                "seed": replicate.seed,
+                "order": replicate.seed if replicate.order is None else replicate.order,
+                "steps": replicate.steps_run,
+                **{n: v for n, v in replicate.evidence.items() if n.startswith("metric")},
+            }
+            for replicate in result.replicates
+        ]
+    )
 
 
 def _median(values: list[float]) -> float | None:

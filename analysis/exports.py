@@ -30,7 +30,7 @@ About = Mapping[str, Any]
 CSV_HEAD = "# stabmap "
 #: The key of `about` in the metadata of parquet and NetCDF, and the group of the evidence there.
 KEY, GROUP = "stabmap", "evidence"
-TEXTS = ("regime", "reason")
+TEXTS = ("regime", "reason", "trainings")
 FLOATS = (*AXIS_NAMES, "margin_stable", "margin_bounded", *EVIDENCE)
 #: Files of an export by format; those that `load_map` looks for in a folder, in this order.
 FILES = {"parquet": MAP_FILE, "json": "map.json", "csv": "map.csv", "netcdf": "map.nc"}

@@ -23,6 +23,7 @@ from analysis.evidence import evidence_row as evidence_row
 from analysis.geometry import Geometry, Mesh
 from analysis.grid import as_grid
 from analysis.merging import merged
+from analysis.metric_variance import Variance, variance_of
 from analysis.nearest import nearest_rows
 from analysis.quality import (
     BOX,
@@ -429,6 +430,49 @@ class StabilityMap:
         answer = (entropy if kind == "bits" else wrong)(stacked)
         return answer if answer.shape else float(answer)
 
+    def variance(
+        self,
+        *,
+        number: int | None = None,
+        confidence: float = 0.9,
+        **region: float | tuple[float, float],
+    ) -> Variance:
+        """The split of the final metric's variance into floating point, seed and data order.
+
+        Floating point is what k alone changes: trainings that are equal in mathematics. The table
+        of Sun et al. (2024) for any task: over the whole map, a region of it, or one point. It
+        needs what the sweep trained: at least two `ks` for floating point, `seeds: 3` or more for
+        the seed, and for the data order mini-batches with `orders: 3` or more. What is missing is
+        None in the answer, and its notes say how to get it.
+
+        Args:
+            number: one point, by its number in the evidence; None for all of the region.
+            confidence: of the intervals, in (0, 1).
+            **region: for an axis one value, or a pair (low, high); all values if left out.
+
+        Returns:
+            Components, as variances and as standard deviations in the metric's unit, with
+            intervals. They are averages over the points; differences between points are no part of
+            them (`analysis.components` has the estimator).
+
+        Raises:
+            InputError: no such number, no point in the region, none of them with a final metric, or
+                a confidence outside (0, 1).
+
+        Example:
+            >>> from stabmap import example_map
+            >>> found = example_map(seeds=4).variance(lr=(0.01, 0.1), confidence=0.95)
+            >>> found.seed.sd > found.floating_point.sd > 0
+            True
+            >>> found.floating_point.low < 0.002**2 < found.floating_point.high
+            True
+            >>> found.order is None, found.notes[0][:40]
+            (True, 'data order: not told apart from the seed')
+        """
+        if mistakes := _confidence_mistakes(confidence):
+            raise InputError(mistakes)
+        return variance_of(self, self._rows(number, region), confidence)
+
     def suggest_next(self, n: int = 1, **fixed: float) -> list[Suggestion]:
         """The points whose training would tell the map most.
 
@@ -549,6 +593,26 @@ class StabilityMap:
                 wrong_here = [Mistake(name, np.shape(value), law, "give a number")]
             found += wrong_here
         return found
+
+    def _rows(self, number: int | None, region: Mapping[str, Any]) -> pd.DataFrame:
+        """The evidence of one point, or of a region."""
+        rows = self.frame
+        if number is not None:
+            rows = rows[rows["number"] == number]
+            if rows.empty:
+                remedy = "take one of to_frame()['number']"
+                raise InputError([Mistake("number", number, "no point has this number", remedy)])
+        for name, value in region.items():
+            self._axis(name)
+            if not all(map(_is_number, ends := np.ravel(value).tolist())) or len(ends) > 2:
+                law, remedy = "a value or a pair (low, high)", "write lr=(0.01, 0.1)"
+                raise InputError([Mistake(name, value, law, remedy)])
+            slack = 1e-9 * max(map(abs, ends))
+            rows = rows[rows[name].between(min(ends) - slack, max(ends) + slack)]
+        if rows.empty:
+            law, remedy = "no trained point lies there", "ask for a wider region: lr=(0.01, 0.1)"
+            raise InputError([Mistake("region", dict(region), law, remedy)])
+        return rows
 
     def _axis(self, name: str) -> Axis:
         for axis in self.axes:
@@ -755,6 +819,10 @@ def _shown(axis: Axis) -> str:
     if not axis.free:
         return f"{axis.name} {axis.value:g}"
     return f"{axis.name} {axis.low:g} to {axis.high:g} {axis.scale}{' or 0' if axis.zero else ''}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
 
 
 def _confidence_mistakes(confidence: float) -> list[Mistake]:

@@ -98,7 +98,7 @@ class PackSearcher(Searcher):
             "training": asdict(self._spec.training),
             "numbers": [number for number, _ in pack],
             "points": [[p.lr, p.alpha, p.weight_decay] for _, p in pack],
-            "first": [self._rounds.repetition(n) * self._spec.training.seeds for n, _ in pack],
+            "first": [self._rounds.repetition(n) * self._spec.training.replicates for n, _ in pack],
             "check": check,
         }
 

@@ -178,6 +178,7 @@ class SweepSpec(_Part):
     ks: tuple[StrictInt, ...] = (1, 3)
     seeds: int = 1
     seed: int = 0
+    orders: int = 1
     steps: int = 400
     steps_at_lr: float | None = None
     schedule: Annotated[NamedPart, BeforeValidator(_named)] = NamedPart(name="constant")
@@ -541,6 +542,7 @@ EXAMPLES = {
     "ks": "[1, 3]",
     "seeds": "1",
     "seed": "0",
+    "orders": "1",
     "steps": "400",
     "steps_at_lr": "0.1",
     "schedule": "cosine, or {name: step-decay, every: 0.2, gamma: 0.1}",
@@ -619,6 +621,9 @@ def _laws(spec: SweepSpec) -> Iterable[Mistake]:
         yield from _underflow(axes["lr"], training)
         yield from _lengths(axes["lr"], training)
     if training is not None and task is not None:
+        from trainables.evaluate import order_mistakes
+
+        yield from order_mistakes(task, training)
         yield from _optimiser_laws(task, training, axes)
     if "alpha" in axes:
         yield from _stabiliser_laws(spec, axes["alpha"], task, training, [*wrong, *wrong_task])

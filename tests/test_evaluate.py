@@ -795,7 +795,7 @@ MESSAGES: list[tuple[Callable[[], object], tuple[str, str, str, str]]] = [
     ),
     (
         lambda: evaluate([], TINY_CNN, qqq=5),
-        ("qqq", "5", "no such setting", "known: ks, seeds, seed, steps, steps_at_lr"),
+        ("qqq", "5", "no such setting", "known: ks, seeds, seed, orders, steps, steps_at_lr"),
     ),
     (
         lambda: evaluate([Point(1e-38)], TINY_CNN, ks=(1, 3)),

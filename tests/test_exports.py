@@ -140,7 +140,7 @@ def test_csv_is_read_by_others(plane: StabilityMap, tmp_path: Path) -> None:
     path = written(plane, "csv", tmp_path)
     first, *rest = path.read_text("utf-8").splitlines()
     about = json.loads(first.removeprefix("# stabmap "))
-    assert about["schema_version"] == 3
+    assert about["schema_version"] == 4
     assert about["task"]["name"] == "one-layer-cnn"
     rows = list(csv.DictReader(rest))
     assert list(rows[0]) == COLUMNS
@@ -155,7 +155,7 @@ def test_netcdf_has_grid_and_evidence(plane: StabilityMap, tmp_path: Path) -> No
         xarray.testing.assert_identical(
             grid.drop_attrs().load(), plane.to_xarray().drop_attrs().load()
         )
-        assert json.loads(grid.attrs["stabmap"])["schema_version"] == 3
+        assert json.loads(grid.attrs["stabmap"])["schema_version"] == 4
         assert grid.most_likely.attrs["flag_meanings"] == "stable restrained divergent"
     with xarray.open_dataset(path, engine="h5netcdf", group="evidence") as evidence:
         assert list(evidence.data_vars) == COLUMNS
@@ -191,9 +191,9 @@ def test_a_later_schema(
     line: StabilityMap, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(exports, "SCHEMA_VERSION", 4)
+        patch.setattr(exports, "SCHEMA_VERSION", 5)
         path = written(line, name, tmp_path)
-    with pytest.raises(StabmapError, match="map schema 4, but this stabmap reads 3"):
+    with pytest.raises(StabmapError, match="map schema 5, but this stabmap reads 4"):
         load_map(path)
 
 
@@ -214,13 +214,13 @@ def test_a_file_that_was_cut(line: StabilityMap, name: str, kept: float, tmp_pat
 @pytest.mark.parametrize(
     "text",
     [
-        '{"schema_version": 3}',
-        '{"schema_version": 3, "about": {}, "points": [[1, 2]]}',
-        '{"schema_version": 3, "about": {"axes": {}}, "points": []}',
-        '{"schema_version": 3, "about": 7, "points": []}',
+        '{"schema_version": 4}',
+        '{"schema_version": 4, "about": {}, "points": [[1, 2]]}',
+        '{"schema_version": 4, "about": {"axes": {}}, "points": []}',
+        '{"schema_version": 4, "about": 7, "points": []}',
         "[" * 5000,
         "{" + '"a":[' * 200000,
-        '# stabmap {"schema_version": 3}\nlr\n0.1\n',
+        '# stabmap {"schema_version": 4}\nlr\n0.1\n',
         "# stabmap nothing\n",
         "# stabmap 3\nlr\n0.1\n",
     ],

@@ -352,7 +352,7 @@ def test_metadata_says_what_was_swept(plane: StabilityMap, tmp_path: Path) -> No
     plane.write_parquet(tmp_path / "a.parquet")
     raw = pq.read_schema(tmp_path / "a.parquet").metadata
     about = json.loads(raw[b"stabmap"])
-    assert about["schema_version"] == 3
+    assert about["schema_version"] == 4
     assert about["task"]["name"] == "one-layer-cnn"
     assert about["task"]["image"] == 256
     assert about["axes"]["lr"]["low"] == 0.01
@@ -388,7 +388,7 @@ def test_export(plane: StabilityMap, tmp_path: Path) -> None:
     assert paths == [folder / "map.parquet", folder / "map.json"]
     assert sorted(folder.iterdir()) == sorted(paths)
     content = json.loads(paths[1].read_text("utf-8"), parse_constant=not_finite)
-    assert content["schema_version"] == 3
+    assert content["schema_version"] == 4
     assert content["about"] == json.loads(json.dumps(dict(plane.about)))
     assert len(content["points"]) == 64
     for written, row in zip(content["points"], plane.frame.to_dict("records"), strict=True):
@@ -434,9 +434,9 @@ def test_map_of_a_later_schema(
     line: StabilityMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(exports, "SCHEMA_VERSION", 4)
+        patch.setattr(exports, "SCHEMA_VERSION", 5)
         line.export(tmp_path)
-    with pytest.raises(StabmapError, match="map schema 4, but this stabmap reads 3") as caught:
+    with pytest.raises(StabmapError, match="map schema 5, but this stabmap reads 4") as caught:
         load_map(tmp_path)
     assert str(tmp_path) in str(caught.value)
 

@@ -438,11 +438,11 @@ def test_an_export_writes_inside_its_folder_only(tmp_path: Path) -> None:
         "1",
         "null",
         "{}",
-        '{"schema_version": 3}',
-        '{"schema_version": 3, "axes": 1}',
-        '{"schema_version": 3, "axes": {"lr": {"os": 1}}}',
-        '{"schema_version": 3, "axes": {"lr": {"value": -1}, "alpha": {}, "weight_decay": {}}}',
-        '{"schema_version": 3, "axes": {"lr": {"value": 1}, "alpha": {"value": 0}, '
+        '{"schema_version": 4}',
+        '{"schema_version": 4, "axes": 1}',
+        '{"schema_version": 4, "axes": {"lr": {"os": 1}}}',
+        '{"schema_version": 4, "axes": {"lr": {"value": -1}, "alpha": {}, "weight_decay": {}}}',
+        '{"schema_version": 4, "axes": {"lr": {"value": 1}, "alpha": {"value": 0}, '
         '"weight_decay": {"value": 0}}}',
         "[" * 100,
     ],

@@ -62,13 +62,13 @@ def estimate(task: Task, training: Training, points: int | None, workers: int) -
         workers: points trained at the same time.
     """
     forward, backward = _step_flops(task)
-    trajectories = (len(training.ks) + training.lyapunov) * training.seeds
+    trajectories = (len(training.ks) + training.lyapunov) * training.replicates
     updates = trajectories * training.steps
     per_point = updates * (forward + backward)
-    per_point += training.seeds * training.steps * forward * (1 if task.batch is None else 2)
+    per_point += training.replicates * training.steps * forward * (1 if task.batch is None else 2)
     if task.batch is None and training.sharpness:
         # Eight measurements of about sixteen Hessian-vector products, 1.4 gradients each.
-        per_point += training.seeds * 8 * 16 * 1.4 * (forward + backward)
+        per_point += training.replicates * 8 * 16 * 1.4 * (forward + backward)
     return Cost(points, updates, float(per_point), per_point / CORE_SPEED, workers)
 
 

@@ -328,6 +328,22 @@ def replicate_seed(seed: int, point: Point, replicate: int) -> int:
     return int.from_bytes(hashlib.sha256(packed).digest()[:4], "little") & 0x7FFFFFFF
 
 
+def replicate_seeds(training: Training, point: Point, replicate: int) -> tuple[int, int]:
+    """Seeds of the initial weights and of the data order of one replicate.
+
+    They are one and the same where each of the initial weights has an order of its own.
+    """
+    if training.orders == 1:
+        seed = replicate_seed(training.seed, point, replicate)
+        return seed, seed
+    weights, order = divmod(replicate, training.orders)
+    # Replicates count from 0: numbers below it are free for what all weights have in common.
+    return (
+        replicate_seed(training.seed, point, weights),
+        replicate_seed(training.seed, point, -1 - order),
+    )
+
+
 # --------------------------------------------------------------------------- training
 
 
@@ -347,6 +363,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def metric_names(ks: Sequence[int]) -> list[str]:
+    """Names of the final metric of each k in the evidence; that of the base has none added."""
+    return ["metric", *(f"metric_k{k}" for k in ks[1:])]
+
+
 def odd_part(k: int) -> int:
     """The odd factor of k: k and 2^n k give the same training to the bit."""
     while k % 2 == 0:
@@ -363,8 +384,12 @@ class Training:
             mathematics, one rounding apart in floating point (Sun et al. 2024, section 3). The
             first is the base trajectory. At least two must differ in their odd part, since a power
             of two changes no bit.
-        seeds: number of replicates of a point (initial weights and data order).
+        seeds: number of initial weights of a point. Each has a data order of its own, unless
+            `orders` says otherwise.
         seed: seed of the sweep, from which the replicates' seeds are derived.
+        orders: with more than 1, all initial weights of a point are trained with each of so many
+            data orders, the same for all: what either does to the final metric can then be told
+            apart (`StabilityMap.variance`). Only for tasks with mini-batches.
         steps: number of updates of a full training, at least 20.
         steps_at_lr: learning rate for which `steps` is the number of updates; at another one it is
             steps x steps_at_lr / lr, so that lr x updates is the same everywhere (Sun et al. 2024,
@@ -404,6 +429,7 @@ class Training:
     ks: tuple[int, ...] = (1, 3)
     seeds: int = 1
     seed: int = 0
+    orders: int = 1
     steps: int = 400
     steps_at_lr: float | None = None
     schedule: str | Mapping[str, Any] = "constant"
@@ -492,6 +518,9 @@ class Training:
         if not _is_integer(self.seeds) or not 1 <= self.seeds <= MOST_SEEDS:
             law = f"number of replicates >= 1, and at most {MOST_SEEDS}"
             yield Mistake("seeds", self.seeds, law, "use seeds: 1")
+        elif not _is_integer(self.orders) or not 1 <= self.orders <= MOST_SEEDS // self.seeds:
+            law = f"number of data orders >= 1, and seeds x orders at most {MOST_SEEDS}"
+            yield Mistake("orders", self.orders, law, "use orders: 1")
         if not _is_integer(self.seed) or not -(2**63) <= self.seed < 2**63:
             yield Mistake("seed", self.seed, "an integer of 64 bits", "use seed: 0")
         if not _is_integer(self.steps) or not 20 <= self.steps <= MOST_STEPS:
@@ -617,6 +646,11 @@ class Training:
         return given if isinstance(given, str) else str(given["name"])
 
     @property
+    def replicates(self) -> int:
+        """Trainings of a point with other initial weights or another data order."""
+        return self.seeds * self.orders
+
+    @property
     def smallest_lr(self) -> float:
         """Smallest learning rate whose perturbed update lr / k is a normal number of the dtype."""
         return TINY[self.dtype] * max(self.ks) / self.rates.smallest(self.steps)
@@ -720,12 +754,13 @@ class Replicate:
     """One seed of a point: its verdict and the evidence for it.
 
     Args:
-        seed: seed of its initial weights and data order.
+        seed: seed of its initial weights.
         verdict: what was concluded.
         steps_run: updates carried out on each trajectory; fewer than asked where it ended early.
         evidence: named numbers behind the margins; None where one could not be measured.
         curves: thinned curves by name.
         backend: what trained it; see `Training`.
+        order: seed of its data order; None where it is `seed`.
     """
 
     seed: int
@@ -734,6 +769,7 @@ class Replicate:
     evidence: Mapping[str, float | None] = field(default_factory=dict)
     curves: Mapping[str, Curve] = field(default_factory=dict)
     backend: str = "loop"
+    order: int | None = None
 
 
 @dataclass(frozen=True)
@@ -797,6 +833,7 @@ def _plain(replicate: Replicate) -> dict[str, Any]:
             for name, curve in replicate.curves.items()
         },
         "backend": replicate.backend,
+        "order": replicate.order,
     }
 
 
@@ -812,6 +849,7 @@ def _replicate(data: Mapping[str, Any]) -> Replicate:
             for name, curve in data["curves"].items()
         },
         backend=data["backend"],
+        order=data.get("order"),  # results of earlier versions have none
     )
 
 

@@ -104,10 +104,11 @@ class EnsembleRun:
         done = [i for i, record in enumerate(self.records) if record.done]
         found = []
         for i in done:
-            parameters = [p[i * self._rows].clone() for p in self._parameters]
+            rows = range(i * self._rows, i * self._rows + self._ks)
+            ends = [[p[row].clone() for p in self._parameters] for row in rows]
             record = self.records[i]
             rates = self._gaps[i].rates
-            found.append((record, record.result(parameters, rates, self.backend.name)))
+            found.append((record, record.result(ends, rates, self.backend.name)))
         if done:
             self._keep([i for i in range(len(self.records)) if i not in done])
         return found
@@ -127,7 +128,7 @@ class EnsembleRun:
     @torch.no_grad()
     def advance(self) -> None:
         """One update of every trajectory."""
-        rows = [self.bench.batch(record.seed, record.step) for record in self.records]
+        rows = [self.bench.batch(record.order, record.step) for record in self.records]
         with torch.enable_grad():
             losses, gradients = self.backend.gradients(self._parameters, *self._batch(rows))
         before = self._parameters

@@ -58,7 +58,8 @@ def evaluate(points: Sequence[Point], task: Task | str, **training: Any) -> list
     found = get_task(task) if isinstance(task, str) else task
     _check_kinds(points, found)
     stabiliser_of(settings)  # a mistake in it is reported even where every alpha is 0
-    mistakes = [m for p in points for m in point_mistakes(p, found, settings)]
+    mistakes = order_mistakes(found, settings)
+    mistakes += [m for p in points for m in point_mistakes(p, found, settings)]
     if mistakes:
         raise InputError(mistakes)
     with deterministic(settings.device):  # asks for the device before any data is loaded
@@ -102,6 +103,14 @@ def checked_training(settings: Mapping[str, Any]) -> Training:
     if unknown:
         raise InputError(unknown)
     return Training(**settings)
+
+
+def order_mistakes(task: Task, training: Training) -> list[Mistake]:
+    """Several data orders of a task that sees all its data at each step are one training."""
+    if training.orders == 1 or task.batch is not None:
+        return []
+    law = f"task {task.name} trains on the full batch, which has no order"
+    return [Mistake("orders", training.orders, law, "leave it out, or give the task mini-batches")]
 
 
 def point_mistakes(point: Point, task: Task, training: Training) -> list[Mistake]:

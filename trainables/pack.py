@@ -19,7 +19,7 @@ from trainables.domain import (
     Replicate,
     Training,
     UnreachableError,
-    replicate_seed,
+    replicate_seeds,
 )
 from trainables.dynamics.ensembles.choose import LOOP, choose
 from trainables.dynamics.ensembles.memory import most_trajectories
@@ -155,7 +155,7 @@ class PackRun:
         torch.cuda.empty_cache()
 
     def _collect(self) -> None:
-        seeds = range(self._bench.training.seeds)
+        seeds = range(self._bench.training.replicates)
         while not self.done:
             jobs = [(len(self.results), j) for j in seeds]
             if not all(job in self._found for job in jobs):
@@ -168,7 +168,9 @@ class PackRun:
     @cached_property
     def _parts(self) -> list[_Part]:
         """What is trained in a stack, and what one after the other."""
-        jobs = [(i, j) for i in range(len(self.points)) for j in range(self._bench.training.seeds)]
+        jobs = [
+            (i, j) for i in range(len(self.points)) for j in range(self._bench.training.replicates)
+        ]
         stacked = [job for job in jobs if self._stacks(self.points[job[0]])]
         parts = []
         if stacked and self._backend is not None:
@@ -200,8 +202,9 @@ class PackRun:
     def _record(self, job: Job) -> Record:
         index, number = job
         point = self.points[index]
-        seed = replicate_seed(self._bench.training.seed, point, self._first[index] + number)
-        return Record(self._bench, point, seed, job)
+        number += self._first[index]
+        seed, order = replicate_seeds(self._bench.training, point, number)
+        return Record(self._bench, point, seed, job, order)
 
     # ------------------------------------------------------------- interruptions
 

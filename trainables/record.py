@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainables.domain import Curve, Point, Reason, Replicate, Verdict
+from trainables.domain import Curve, Point, Reason, Replicate, Verdict, metric_names
 from trainables.dynamics.curvature import sharpness
 from trainables.dynamics.lyapunov import mean_rate
 from trainables.dynamics.optimisers import Optimiser
@@ -33,14 +33,21 @@ class Record:
     Args:
         bench: task, training and data.
         point: the point.
-        seed: seed of initial weights and data order.
+        seed: seed of initial weights.
         job: what its owner knows it by.
+        order: seed of the data order; None for the same.
     """
 
     def __init__(
-        self, bench: Bench, point: Point, seed: int, job: tuple[int, int] = (0, 0)
+        self,
+        bench: Bench,
+        point: Point,
+        seed: int,
+        job: tuple[int, int] = (0, 0),
+        order: int | None = None,
     ) -> None:
         self.bench, self.point, self.seed, self.job = bench, point, seed, job
+        self.order = seed if order is None else order
         training = bench.training
         self.loss = bench.loss(point.alpha)
         #: Updates of a full training.
@@ -214,21 +221,26 @@ class Record:
         )
 
     def result(
-        self, parameters: Sequence[Tensor], rates: Sequence[float], backend: str = "loop"
+        self,
+        parameters: Sequence[Sequence[Tensor]],
+        rates: Sequence[float],
+        backend: str = "loop",
     ) -> Replicate:
         """Judge what was seen. Call it when `done`.
 
         Args:
-            parameters: of the base trajectory at the end.
+            parameters: of the trajectory of each k at the end; the first is the base.
             rates: of the neighbour's growth at each step, where there is one.
             backend: what trained it.
         """
         pairs = [(step - 1, ratio) for step, ratio in self._asked]  # after the update of that step
         if self._settled is None and self.ended is None:
             pairs = [(c["step"], self._sharpness_ratio(c)) for c in self._snapshots]
-        seen = self._observations(parameters, [ratio for _, ratio in pairs])
+        seen = self._observations(parameters[0], [ratio for _, ratio in pairs])
         verdict, evidence = self._settled or judge(seen)
-        evidence = {**evidence, "metric": None if self.ended else self._metric(parameters)}
+        names = metric_names(self.bench.training.ks)
+        for name, mine in zip(names, parameters, strict=True):
+            evidence = {**evidence, name: None if self.ended else self._metric(mine)}
         if self.bench.training.lyapunov:
             evidence["lyapunov_exponent"] = mean_rate(rates[self._half :])
         curves = {"loss": _curve(self._loss_steps, self._loss)}
@@ -236,7 +248,8 @@ class Record:
             curves[f"rel_l1_k{k}"] = _curve(range(1, len(column) + 1), column)
         if pairs:
             curves["sharpness_ratio"] = _curve(*zip(*sorted(pairs), strict=True))
-        return Replicate(self.seed, verdict, self.step, evidence, curves, backend)
+        order = None if self.order == self.seed else self.order
+        return Replicate(self.seed, verdict, self.step, evidence, curves, backend, order)
 
     @property
     def _half(self) -> int:

@@ -41,7 +41,7 @@ class ReplicateRun:
         """One update of every trajectory."""
         record, bench = self.record, self.bench
         base, *others = self.trajectories
-        rows = bench.batch(record.seed, record.step)
+        rows = bench.batch(record.order, record.step)
         before = base.snapshot()
         losses = [float(base.step(rows))]
         losses += [float(other.step(rows)) for other in others]
@@ -92,7 +92,8 @@ class ReplicateRun:
     def result(self) -> Replicate:
         """Judge what was seen. Call it when `done`."""
         rates = self._neighbour.rates if self._neighbour is not None else []
-        return self.record.result([p.detach() for p in self.trajectories[0].parameters], rates)
+        ends = [[p.detach() for p in t.parameters] for t in self.trajectories]
+        return self.record.result(ends, rates)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the rest of the run depends on."""

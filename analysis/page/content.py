@@ -121,7 +121,8 @@ def _theory(stability_map: StabilityMap) -> list[dict[str, Any]]:
 
 def _points(frame: pd.DataFrame) -> dict[str, list[Any]]:
     """Columns of the evidence; axis values in full, so that they find their run."""
-    return {name: [_plain(v, name in AXIS_NAMES) for v in frame[name]] for name in COLUMNS}
+    shown = [name for name in COLUMNS if name != "trainings"]
+    return {name: [_plain(v, name in AXIS_NAMES) for v in frame[name]] for name in shown}
 
 
 def _plain(value: Any, full: bool) -> Any:
