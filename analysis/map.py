@@ -720,11 +720,19 @@ class StabilityMap:
 
     @classmethod
     def read_parquet(cls, path: Path) -> StabilityMap:
-        """Inverse of `write_parquet`, which has an example.
+        """Inverse of `write_parquet`.
 
         Raises:
             InputError: the file is no map.
             StabmapError: it is one of another schema.
+
+        Example:
+            >>> from tempfile import TemporaryDirectory
+            >>> from stabmap import example_map
+            >>> with TemporaryDirectory() as folder:
+            ...     (path,) = example_map().export(folder, ["parquet"])
+            ...     len(StabilityMap.read_parquet(path).frame)
+            64
         """
         return cls._made(path, *exports.read_parquet(path))
 
@@ -735,6 +743,14 @@ class StabilityMap:
         Raises:
             InputError: the file is no map.
             StabmapError: it is one of another schema.
+
+        Example:
+            >>> from tempfile import TemporaryDirectory
+            >>> from stabmap import example_map
+            >>> with TemporaryDirectory() as folder:
+            ...     (path,) = example_map().export(folder, ["json"])
+            ...     len(StabilityMap.read(path).frame)
+            64
         """
         return cls._made(path, *exports.read(path))
 

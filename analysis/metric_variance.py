@@ -62,6 +62,11 @@ class Variance:
 
         Columns: variance, its share of their sum, the standard deviation in the metric's unit with
         its interval, and the degrees of freedom.
+
+        Example:
+            >>> from stabmap import example_map
+            >>> example_map(seeds=3).variance().table()["source"].tolist()
+            ['floating point (k)', 'seed']
         """
         known = {name: c for name in SOURCES if (c := getattr(self, name)) is not None}
         whole = sum(c.variance for c in known.values())
@@ -86,6 +91,12 @@ class Variance:
 
         Raises:
             InputError: several points, or fewer than 2 ks x 2 seeds.
+
+        Example:
+            >>> from stabmap import example_map
+            >>> found = example_map(seeds=4).variance(number=0).spread
+            >>> len(found.over_ks), len(found.over_seeds)
+            (4, 2)
         """
         if self.points != 1:
             law = "such a table is that of one point"

@@ -20,6 +20,11 @@ class Spread:
         over_ks: for each seed the spread over the perturbation integers k: what one rounding in
             the last bit changes.
         over_seeds: for each k the spread over the seeds: what the order of the batches changes.
+
+    Example:
+        >>> found = spread([[0.90, 0.94], [0.92, 0.96]])
+        >>> round(found.mean_over_ks, 3), round(found.mean_over_seeds, 3)
+        (0.01, 0.02)
     """
 
     over_ks: tuple[float, ...]
@@ -47,6 +52,10 @@ def spread(finals: ArrayLike) -> Spread:
 
     Raises:
         InputError: finals has another shape or holds values that are not finite.
+
+    Example:
+        >>> [round(deviation, 3) for deviation in spread([[0.90, 0.94], [0.92, 0.96]]).over_seeds]
+        [0.02, 0.02]
     """
     table = _numbers("finals", finals)
     if table.ndim != 2 or min(table.shape) < 2:
@@ -67,6 +76,10 @@ def final_accuracy(accuracies: ArrayLike, last: int = 10) -> Array:
 
     Raises:
         InputError: there are fewer epochs than `last`, or values that are not finite.
+
+    Example:
+        >>> float(final_accuracy([0.5, 0.8, 0.9, 1.0], last=2))
+        0.95
     """
     history = _numbers("accuracies", accuracies)
     if isinstance(last, bool) or not isinstance(last, int) or last < 1:

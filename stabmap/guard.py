@@ -64,6 +64,14 @@ class MapGuard:
     Raises:
         InputError: an unknown action or axis, a confidence outside (0, 1), a free axis without a
             value, or a map over no learning rates.
+
+    Example:
+        >>> import torch
+        >>> from stabmap import MapGuard, example_map
+        >>> optimiser = torch.optim.SGD([torch.zeros(1)], lr=0.01, weight_decay=0.01)
+        >>> guard = MapGuard(example_map(), action="stop")
+        >>> for step in range(3):
+        ...     _ = guard(optimiser)
     """
 
     def __init__(
@@ -85,7 +93,16 @@ class MapGuard:
         self._told: set[str] = set()
 
     def ask(self, lr: float, weight_decay: float = 0.0) -> Advice:
-        """What the map says of a learning rate, at a weight decay."""
+        """What the map says of a learning rate, at a weight decay.
+
+        Example:
+            >>> from stabmap import MapGuard, example_map
+            >>> guard = MapGuard(example_map())
+            >>> guard.ask(0.01, 0.01).stable, guard.ask(10.0, 0.01).stable
+            (True, False)
+            >>> print(guard.ask(10.0, 0.01).text)  # doctest: +ELLIPSIS
+            learning rate 10 is ... times the largest one that is stable with probability 0.95, ...
+        """
         key = lr, weight_decay
         if key not in self._asked:
             self._asked[key] = self._ask(lr, weight_decay)
@@ -102,6 +119,16 @@ class MapGuard:
 
         Raises:
             UnstableError: the action is `stop` and a group is not stable.
+
+        Example:
+            >>> import torch
+            >>> from stabmap import MapGuard, UnstableError, example_map
+            >>> optimiser = torch.optim.SGD([torch.zeros(1)], lr=10.0)
+            >>> try:
+            ...     _ = MapGuard(example_map(), action="stop")(optimiser)
+            ... except UnstableError:
+            ...     print("stopped")
+            stopped
         """
         groups = optimizer.param_groups
         found = tuple(self.ask(float(g["lr"]), float(g.get("weight_decay", 0.0))) for g in groups)
@@ -115,6 +142,12 @@ class MapGuard:
 
         Raises:
             StabmapError: Lightning is not installed.
+
+        Example:
+            >>> from contextlib import suppress
+            >>> from stabmap import MapGuard, StabmapError, example_map
+            >>> with suppress(StabmapError):  # without Lightning there is nothing to call back
+            ...     callbacks = [MapGuard(example_map()).lightning()]
         """
         return _lightning(self)
 
