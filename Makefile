@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup sweep lint test soak bench pins clean
+.PHONY: help setup sweep lint test docs soak bench pins clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,10 @@ lint: $(READY)  ## style, formatting, types and import directions
 test: lint  ## lint, then all tests
 	$(BIN)/pytest
 
+docs: $(READY)  ## build the documentation site into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html, or with its search: $(BIN)/python -m http.server -b 127.0.0.1 -d site"
+
 soak: $(READY)  ## 20 kills of worker, driver, MLflow and PostgreSQL; MLflow away: 20 minutes
 	$(BIN)/python benchmarks/soak.py
 	$(BIN)/python benchmarks/away.py --report
@@ -60,5 +64,5 @@ pins: $(UV)  ## renew requirements.txt (UPGRADE=all, or UPGRADE="ray optuna", ta
 	  $(if $(filter all,$(UPGRADE)),--upgrade,$(addprefix --upgrade-package ,$(UPGRADE)))
 
 clean:  ## remove caches and build output; keeps .venv and your runs
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

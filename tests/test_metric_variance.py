@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import chi2, f_oneway
 from synthetic import LR, spec_of
 from test_variance import PRINTED_OVER_KS, PRINTED_OVER_SEEDS, TABLE
+from toys import Bowl
 
 import stabmap
 from analysis.components import FACTORS, MeanSquares
@@ -302,17 +303,16 @@ MLP = stabmap.get_task("mnist-mlp", samples=30, batch_size=10, width=4)
 BARE: dict[str, Any] = {"steps": 20, "early": False, "sharpness": False, "lyapunov": False}
 
 
-def test_each_k_has_its_final_metric() -> None:
-    """A sweep that has another k as its base finds the same metric for it."""
-    point = Point(0.5)
-    [both] = stabmap.evaluate([point], MLP, ks=(1, 3, 5), **BARE)
-    for k in (3, 5):
-        [alone] = stabmap.evaluate([point], MLP, ks=(k, 1), **BARE)
-        metrics = (
-            both.replicates[0].evidence[f"metric_k{k}"],
-            alone.replicates[0].evidence["metric"],
-        )
-        assert metrics[0] == metrics[1] is not None
+@pytest.mark.parametrize("backend", ["loop", "auto"])
+def test_each_k_has_its_final_metric(backend: Any) -> None:
+    """A sweep that has another k as its base finds the same metric for it, to the bit."""
+    point, task = Point(2.1), Bowl((1.0, 0.7, 0.3))  # beyond 2 / 1.0: rounding grows
+    [found] = stabmap.evaluate([point], task, ks=(1, 3, 5, 7), backend=backend, **BARE)
+    metrics = [found.replicates[0].evidence[name] for name in metric_names((1, 3, 5, 7))]
+    assert len(set(metrics)) == 4
+    for k, metric in zip((3, 5, 7), metrics[1:], strict=True):
+        [alone] = stabmap.evaluate([point], task, ks=(k, 1), backend=backend, **BARE)
+        assert metric == alone.replicates[0].evidence["metric"]
 
 
 @pytest.mark.parametrize("backend", ["loop", "auto"])
