@@ -136,7 +136,7 @@ def variance_of(found: StabilityMap, rows: pd.DataFrame, confidence: float) -> V
         "order": squares.component("o", confidence),
         "both": squares.component("wo", confidence),
     }
-    shortened = int((finals["steps"] < training.get("steps", 0)).sum()) // len(ks)
+    shortened = int((finals["steps"] < _full_steps(finals, training)).sum()) // len(ks)
     notes = [
         *_missing(parts, orders),
         *_remarks(parts, left_out, shortened, len(finals) // len(ks)),
@@ -150,6 +150,12 @@ def variance_of(found: StabilityMap, rows: pd.DataFrame, confidence: float) -> V
         finals=kept.reset_index(drop=True),
         notes=tuple(notes),
     )
+
+
+def _full_steps(finals: pd.DataFrame, training: Mapping[str, Any]) -> Any:
+    """Updates of a training to its end: fewer at larger rates where `steps_at_lr` is given."""
+    steps, rate = training.get("steps", 0), training.get("steps_at_lr")
+    return steps if rate is None else (steps * rate / finals["lr"]).round()
 
 
 def _distinct(ks: Sequence[int]) -> list[int]:

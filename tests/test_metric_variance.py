@@ -246,6 +246,14 @@ def test_early_ends_are_said() -> None:
     assert any(text in note and "`early: false`" in note for note in found.variance().notes)
 
 
+def test_steps_that_depend_on_the_rate_are_no_early_ends() -> None:
+    tables = {Point(0.4): np.random.default_rng(0).random((2, 1, 2))}
+    whole = map_of(tables, (1, 3), steps=40, steps_at_lr=0.2).variance()
+    assert not any("ended before" in note for note in whole.notes)  # 40 x 0.2 / 0.4 are 20
+    cut = map_of(tables, (1, 3), steps=40, steps_at_lr=0.5).variance()
+    assert any("2 of 2 trainings ended before" in note for note in cut.notes)
+
+
 def test_a_power_of_two_says_nothing_new() -> None:
     """k = 2 repeats k = 1 to the bit: counted as a draw of its own it would halve the variance."""
     table = np.random.default_rng(0).random((3, 1, 2))
