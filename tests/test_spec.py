@@ -881,6 +881,7 @@ TELLING: dict[str, list[Any]] = {
     "ks": [[3, 1], [1, 5], [1, 3, 5]],
     "seeds": [2],
     "seed": [1, -1],
+    "orders": [2, 3],
     "steps": [61],
     "steps_at_lr": [100.0],
     "schedule": ["cosine", "step-decay", {"name": "step-decay", "every": 0.3}],
@@ -932,6 +933,8 @@ def test_all_changes_that_tell_give_different_hashes() -> None:
         base: dict[str, Any] = {"optimiser": "rmsprop"} if field in ("beta2", "eps") else {}
         if field == "stabiliser":  # it tells only where it acts
             base = {"axes": {**BASE["axes"], "alpha": 0.5}}
+        if field == "orders":  # a full batch has none
+            base = {"task": {"name": "mnist-mlp", "batch_size": 10}}
         hashes += [load_spec({**BASE, **base, field: value}).hash for value in values]
     assert len(hashes) == 1 + sum(map(len, TELLING.values()))
     assert len(set(hashes)) == len(hashes)
