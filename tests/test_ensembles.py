@@ -6,6 +6,7 @@ import io
 import itertools
 import random
 import re
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -37,6 +38,7 @@ from trainables.losses import (
     Loss,
 )
 from trainables.pack import PackRun
+from trainables.record import Record
 from trainables.tasks import Task, get_task
 from trainables.trajectory import Bench, cast, deterministic
 
@@ -59,6 +61,24 @@ TASKS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("mnist-regression", IMAGES, ("batched",)),
 ]
 SOUND = [(name, options, backend) for name, options, backends in TASKS for backend in backends]
+SQUARES: dict[str, Any] = {**MLP, "loss_name": "squared-error"}
+#: With a loss for which the stability regulariser is analytic; as `mnist-regression` has.
+ANALYTIC = [
+    ("mnist-mlp", SQUARES, "wide"),
+    ("mnist-mlp", SQUARES, "batched"),
+    ("mnist-mlp", SQUARES, "vmap"),
+    ("mnist-mlp", {**SQUARES, "batch_size": 8}, "batched"),
+]
+#: Those that suit every task.
+STABILISERS: list[dict[str, Any]] = [
+    {"name": "stability"},
+    {"name": "stability", "anchor": 5},
+    {"name": "clip-norm"},
+    {"name": "clip-spectral-norm"},
+    {"name": "orthogonal-gradient"},
+    {"name": "spectra"},
+    {"name": "stable-spam", "reset_every": 7},
+]
 
 
 def points_of(name: str, count: int, seed: int, alpha: float = 0.0) -> list[Point]:
@@ -104,9 +124,10 @@ OPTIMISERS = [
 ]
 
 
-@settings(max_examples=10)
+@settings(max_examples=12)
 @given(
-    which=st.sampled_from(SOUND),
+    which=st.sampled_from([*SOUND, *ANALYTIC]),
+    stabiliser=st.sampled_from(STABILISERS),
     options=st.sampled_from(OPTIMISERS),
     dtype=st.sampled_from(["float32", "float64"]),
     alpha=st.sampled_from([0.0, 0.5]),
@@ -115,21 +136,23 @@ OPTIMISERS = [
 )
 def test_packed_equals_alone_to_the_bit(
     which: tuple[str, dict[str, Any], str],
+    stabiliser: dict[str, Any],
     options: dict[str, Any],
     dtype: str,
     alpha: float,
     together: int,
     seed: int,
 ) -> None:
-    """In any order, with any number of places, saved and restored; with a regulariser too."""
+    """In any order, with any number of places, saved and restored; with a stabiliser too."""
     name, task_options, backend = which
     task = get_task(name, **task_options)
     dtype = "float32" if backend == "wide" else dtype  # it is for nothing else
     given = {"steps": 20, "dtype": dtype, "backend": backend, "sharpness": seed % 4 == 0, **options}
+    given["stabiliser"] = stabiliser
     training = checked_training(given)
     points = points_of(name, 3, seed, alpha)
     alone = [evaluate([point], task, **given)[0] for point in points]
-    assert {r.replicates[0].backend for r in alone} <= {backend, "loop"}
+    assert {r.replicates[0].backend for r in alone} == {backend}
     assert evaluate(points, task, **given) == alone
     assert evaluate(points[::-1], task, **given) == alone[::-1]
     found = interrupted(points, task, training, together, seed)
@@ -228,21 +251,91 @@ def test_a_regulariser_in_a_stack_does_what_it_does_alone(settings: dict[str, An
     assert evaluate(points[::-1], task, **given) == mine[::-1]
 
 
+TRACKED = {"name": "stability", "order": "right", "track_decay": True}
+LENET: dict[str, Any] = {"samples": 4, "batch_size": 2}
+#: Task, its options, stabiliser, settings of the training, backend.
+STACKED: list[tuple[str, dict[str, Any], Any, dict[str, Any], str]] = [
+    ("mnist-mlp", SQUARES, {"name": "stability", "anchor": 5}, {"optimiser": "adamw"}, "batched"),
+    ("mnist-mlp", SQUARES, TRACKED, {"decay": "decoupled"}, "batched"),
+    ("mnist-mlp", SQUARES, "stability", {"momentum": 0.9, "backend": "vmap"}, "vmap"),
+    ("mnist-mlp", {**SQUARES, "batch_size": 8}, "stability", {"ks": (1, 3, 5)}, "batched"),
+    ("mnist-mlp", MLP, "stablemax", {"momentum": 0.9}, "batched"),
+    ("mnist-mlp", {**MLP, "batch_size": 8}, "stablemax", {"backend": "vmap"}, "vmap"),
+    ("mnist-mlp", MLP, "clip-norm", {}, "batched"),
+    ("mnist-mlp", SQUARES, "clip-spectral-norm", {"optimiser": "nesterov"}, "batched"),
+    ("mnist-mlp", MLP, "orthogonal-gradient", {}, "batched"),
+    ("mnist-mlp", MLP, "spectra", {"momentum": 0.9, "lyapunov": False}, "batched"),
+    ("mnist-mlp", MLP, {"name": "stable-spam", "reset_every": 7}, {"optimiser": "adam"}, "batched"),
+    ("mnist-regression", LENET, "stability", {"steps": 20}, "batched"),
+    ("convolved", {}, "orthogonal-convolution", {}, "batched"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "stabiliser", "settings", "backend"), STACKED)
+def test_a_stabiliser_in_a_stack_does_what_it_does_alone(
+    name: str, options: dict[str, Any], stabiliser: Any, settings: dict[str, Any], backend: str
+) -> None:
+    """In float64, beside points of other strengths; to the bit the same in other company."""
+    task = Convolved() if name == "convolved" else get_task(name, **options)
+    points = [Point(0.003, 0.5, 0.1), Point(0.003), Point(0.006, 1.0), Point(1e200, 0.9)]
+    given = {"steps": 24, "dtype": "float64", "seed": 3, "early": False, "sharpness": False}
+    given |= {"stabiliser": stabiliser, **settings}
+    mine = evaluate(points, task, **given)
+    loop = evaluate(points, task, **{**given, "backend": "loop"})
+    for one, other in zip(mine[:3], loop[:3], strict=True):
+        a, b = one.replicates[0], other.replicates[0]
+        assert (a.backend, b.backend) == (backend, "loop")
+        assert a.curves["loss"].values == pytest.approx(b.curves["loss"].values, rel=1e-11)
+        exponents = [r.evidence.get("lyapunov_exponent", 0.0) for r in (a, b)]
+        assert exponents[0] == pytest.approx(exponents[1], rel=1e-3, abs=1e-7)
+    plain = evaluate([Point(0.006)], task, **given)[0].replicates[0].curves["loss"].values
+    assert mine[2].replicates[0].curves["loss"].values != pytest.approx(plain, rel=1e-6)
+    assert mine[3].replicates[0].steps_run == loop[3].replicates[0].steps_run
+    assert interrupted(points, task, checked_training(given), 5, 1) == mine
+    assert evaluate(points[::-1], task, **given) == mine[::-1]
+
+
 def test_which_stabilisers_are_stacked() -> None:
-    """Those that need more of a step than its gradients are left to the loop."""
-    entropy = get_task("mnist-mlp", **MLP)
-    squares = get_task("mnist-mlp", **MLP, loss_name="squared-error")
+    """All but the analytic regulariser where its two passes or a last layer are in the way."""
+    squares = get_task("mnist-mlp", **SQUARES)
     for task, stabiliser, expected in (
-        (entropy, {"name": "stability"}, "wide"),
-        (squares, {"name": "stability"}, "loop"),
-        (squares, {"name": "stability", "mode": "generic"}, "wide"),
-        (entropy, {"name": "clip-norm"}, "loop"),
-        (entropy, {"name": "stablemax"}, "loop"),
-        (entropy, {"name": "stable-spam"}, "loop"),
+        (get_task("mnist-mlp", **MLP), "stability-reference", "wide"),
+        (squares, "stability", "wide"),
+        (squares, "stability-reference", "loop"),
+        (squares, {"name": "stability-reference", "mode": "generic"}, "wide"),
+        (Convolved(), "stability", "loop"),
+        (Convolved(), "clip-norm", "batched"),
+        (get_task("one-layer-cnn", **CNN), "stability", "exact"),
     ):
-        point = Point(0.01, 0.5)
-        (result,) = evaluate([point], task, steps=20, stabiliser=stabiliser)
-        assert result.replicates[0].backend == expected
+        (with_it, without) = evaluate(
+            [Point(0.01, 0.5), Point(0.01)], task, steps=20, stabiliser=stabiliser
+        )
+        assert with_it.replicates[0].backend == expected
+        assert without.replicates[0].backend != "loop"
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "nesterov", "adam", "rmsprop"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_momentum_may_differ_from_row_to_row(optimiser: str, dtype: str) -> None:
+    """A stack of two momenta does with each what a stack of one does, to the bit."""
+    task = get_task("mnist-mlp", **MLP)
+    settings: dict[str, Any] = {"steps": 20, "optimiser": optimiser, "dtype": dtype, "early": False}
+    benches = [bench_of(task, momentum=m, **settings) for m in (0.5, 0.9)]
+    found: dict[str, list[list[Tensor]]] = {}
+    with deterministic("cpu"):
+        backend, _ = choose(benches[0])
+        assert backend is not None
+        for name, chosen in {"both": benches, "0": benches[:1], "1": benches[1:]}.items():
+            run = EnsembleRun(chosen[0], backend)
+            run.add([Record(bench, Point(0.05, 0.0, 0.1), 7) for bench in chosen])
+            for _ in range(10):
+                run.advance()
+            rows = run.state_dict()["parameters"]
+            found[name] = [[p[3 * i : 3 * i + 3] for p in rows] for i in range(len(chosen))]
+    for i in (0, 1):
+        for one, other in zip(found["both"][i], found[str(i)][0], strict=True):
+            assert torch.equal(one, other)
+    assert not torch.equal(found["0"][0][0], found["1"][0][0])
 
 
 # --------------------------------------------------------------------------- backends
@@ -290,6 +383,26 @@ class Chain:
 
     def metric(self, outputs: Tensor, targets: Tensor) -> float:
         return float(F.mse_loss(outputs, targets))
+
+
+@dataclass(frozen=True)
+class Convolved(Chain):
+    """Its last layer is a convolution."""
+
+    name: ClassVar[str] = "convolved"
+    regularised_layer: ClassVar[str] = "last"
+
+    def module(self, seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            layers: OrderedDict[str, nn.Module] = OrderedDict(
+                first=nn.Conv2d(2, 2, 3), last=nn.Conv2d(2, 1, 3)
+            )
+            return nn.Sequential(layers).double()
+
+    def train_data(self) -> tuple[Tensor, Tensor]:
+        inputs = super().train_data()[0]
+        return inputs, torch.ones(len(inputs), 1, 4, 4, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("kind", [Batched, Vectorised])
@@ -496,6 +609,14 @@ class Leaky(Batched):
         return losses + 1e-12 * losses.sum(), gradients
 
 
+class LeakyAtTheEnd(Batched):
+    """Only where something is done at the outputs."""
+
+    def gradients_of(self, *given: Any) -> tuple[Tensor, list[Tensor]]:
+        losses, gradients = super().gradients_of(*given)
+        return losses, [g + 1e-12 * g.sum(0) for g in gradients]
+
+
 class Broken(Batched):
     def losses(self, *_: Any) -> Tensor:
         raise RuntimeError("no kernel\nfor this")
@@ -519,6 +640,15 @@ def test_an_unsound_backend_is_not_used_and_the_log_says_why(
     assert re.search(reason, caplog.text)
     with pytest.raises(InputError, match=r"backend = 'batched': .*; use auto or loop"):
         choose(bench, "batched")
+
+
+def test_a_backend_that_mixes_rows_at_the_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found where a stabiliser acts there, and does no harm elsewhere."""
+    monkeypatch.setattr(module_under_test, "Batched", LeakyAtTheEnd)
+    for options, expected in ((SQUARES, "vmap"), (MLP, "batched")):
+        backend, _ = choose(bench_of(get_task("mnist-mlp", **options), dtype="float64"))
+        assert backend is not None
+        assert backend.name == expected
 
 
 class Other(Batched):

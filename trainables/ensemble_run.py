@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trainables.domain import Replicate
 from trainables.dynamics.distance import rel_l1_each
-from trainables.dynamics.ensembles.actions import Actions
+from trainables.dynamics.ensembles.actions import Actions, States, losses_of
 from trainables.dynamics.ensembles.backend import Backend
 from trainables.dynamics.ensembles.rule import StackedOptimiser
 from trainables.dynamics.lyapunov import pulled, random_like
@@ -54,6 +54,8 @@ class EnsembleRun:
         self._parameters: list[Tensor] = []
         self._slots: list[Slots] = []
         self._gaps: list[_Gap] = []
+        #: Step of each replicate at which its optimisers' states were last forgotten.
+        self._forgotten: list[int] = []
         self._actions = Actions(bench)
         self._rules: dict[int, StackedOptimiser] = {}
         self._size = math.sqrt(bench.roundoff)
@@ -81,6 +83,7 @@ class EnsembleRun:
         self._parameters, self._slots = fresh, slots
         self._records = [*self._records, *records]
         self._gaps += [_Gap() for _ in records]
+        self._forgotten += [0] * len(records)
         self._start_actions(records)
         self._rules = {}
         if self.bench.training.lyapunov:
@@ -92,9 +95,9 @@ class EnsembleRun:
 
     def _rules_of(self, record: Record) -> list[Optimiser]:
         """The update rule of each row of a replicate."""
-        training = self.bench.training
+        training = record.bench.training
         ks = [*training.ks, *[training.ks[0]] * (self._rows - self._ks)]
-        return [self.bench.rule(record.point, k, record.step) for k in ks]
+        return [record.bench.rule(record.point, k, record.step) for k in ks]
 
     def _all_rules(self) -> list[Optimiser]:
         return [rule for record in self.records for rule in self._rules_of(record)]
@@ -120,6 +123,7 @@ class EnsembleRun:
         self._slots = [tuple(s[rows] for s in slots) for slots in self._slots]
         self._records = [self._records[i] for i in kept]
         self._gaps = [self._gaps[i] for i in kept]
+        self._forgotten = [self._forgotten[i] for i in kept]
         self._actions.keep(numbers)
         self._rules = {}
 
@@ -129,17 +133,27 @@ class EnsembleRun:
     def advance(self) -> None:
         """One update of every trajectory."""
         rows = [self.bench.batch(record.order, record.step) for record in self.records]
-        with torch.enable_grad():
-            losses, gradients = self.backend.gradients(self._parameters, *self._batch(rows))
-        before = self._parameters
+        steps = [record.step for record in self.records for _ in range(self._rows)]
         if not self.bench.training.rates.constant:
             self._actions.follow(self._all_rules())
-        self._actions.correct(self._ages(), before, gradients, self._slots)
+        self._forget(self._actions.begin(steps))
+        before, states = self._parameters, States(self._parameters, self._slots, self._ages())
+        with torch.enable_grad():
+            losses, gradients = self._actions.gradients(self.backend, states, *self._batch(rows))
         self._update(gradients)
         self._actions.moved(before, self._parameters)
         if self.bench.training.lyapunov:
             self._pull_back()
         self._observe(before, losses, rows)
+
+    def _forget(self, rows: Sequence[int]) -> None:
+        """Begin anew with the optimisers' states of some trajectories."""
+        for row in rows:
+            replicate = row // self._rows
+            self._forgotten[replicate] = self.records[replicate].step
+            for slots in self._slots:
+                for s in slots:
+                    s[row] = 0.0
 
     def _batch(self, rows: Sequence[Any]) -> tuple[Tensor, Tensor, bool]:
         bench = self.bench
@@ -150,12 +164,14 @@ class EnsembleRun:
 
     def _update(self, gradients: Sequence[Tensor]) -> None:
         rules = self._stacked_rules()
-        moved = [
-            rules[p.ndim].step(p, g, slots, 0)
+        moves = [
+            rules[p.ndim].direction(p, g, slots, 0)
             for p, g, slots in zip(self._parameters, gradients, self._slots, strict=True)
         ]
-        self._parameters = [new for new, _ in moved]
-        self._slots = [slots for _, slots in moved]
+        directions = self._actions.redirect([direction for direction, _ in moves])
+        pairs = zip(self._parameters, directions, strict=True)
+        self._parameters = [rules[p.ndim].apply(p, d) for p, d in pairs]
+        self._slots = [slots for _, slots in moves]
 
     def _stacked_rules(self) -> dict[int, StackedOptimiser]:
         """One rule for each number of dimensions."""
@@ -169,8 +185,9 @@ class EnsembleRun:
         return self._rules
 
     def _ages(self) -> list[int]:
-        """Steps that each row has made."""
-        return [record.step for record in self.records for _ in range(self._rows)]
+        """Steps that the optimiser's state of each row has seen."""
+        pairs = zip(self.records, self._forgotten, strict=True)
+        return [record.step - since for record, since in pairs for _ in range(self._rows)]
 
     # ------------------------------------------------------------- neighbours
 
@@ -223,7 +240,8 @@ class EnsembleRun:
                     t[:: self._rows], t[self._ks :: self._rows], factor
                 )
         for i, f in enumerate(factor.tolist()):
-            self._actions.pull(i * self._rows, i * self._rows + self._ks, f)
+            if math.isfinite(f):  # else it has blown up, or begins again below
+                self._actions.pull(i * self._rows, i * self._rows + self._ks, f)
         for gap, distance in zip(self._gaps, self._distances().tolist(), strict=True):
             if math.isfinite(gap.rates[-1]):
                 gap.distance = distance
@@ -251,8 +269,8 @@ class EnsembleRun:
             if record.photographs:
                 record.photograph(*self._base(i))
             record.move(column[: self._ks], column[self._ks], column[self._ks + 1 :])
-            if record.asks:
-                record.ask(*self._base(i, record.step))
+            if record.asks:  # the step is over
+                record.ask(*self._base(i, 0))
 
     def _objectives(self, base: list[Tensor], losses: Tensor, watchers: list[int]) -> Tensor:
         """Objectives in float64 before the update, of those replicates that are watched."""
@@ -286,8 +304,13 @@ class EnsembleRun:
     ) -> Tensor:
         if not replicates:
             return torch.empty(0)
-        losses = self.backend.losses([p.double() for p in parameters], inputs, targets, each)
-        return losses + self._decay_terms(parameters, replicates)
+        wide = [p.double() for p in parameters]
+        changed = {}
+        if self.bench.stabiliser.changes_loss:
+            pairs = enumerate(self.records[i] for i in replicates)
+            changed = {row: record.loss for row, record in pairs if record.point.alpha > 0}
+        found = losses_of(self.backend, changed, wide, inputs, targets, each)
+        return found + self._decay_terms(parameters, replicates)
 
     def _decay_terms(self, parameters: list[Tensor], replicates: Sequence[int]) -> Tensor:
         decays = [self.records[i].point.weight_decay for i in replicates]
@@ -295,11 +318,11 @@ class EnsembleRun:
         # Where there is no decay an infinite parameter must not matter.
         return torch.where(strengths > 0, 0.5 * strengths * _squares(parameters), 0.0)
 
-    def _base(self, i: int, age: int | None = None) -> tuple[list[Tensor], Tensor | None]:
-        """Parameters and preconditioner of a base trajectory after this step's update."""
+    def _base(self, i: int, more: int = 1) -> tuple[list[Tensor], Tensor | None]:
+        """Parameters and preconditioner of a base trajectory, `more` steps after its record's."""
         record, row = self.records[i], i * self._rows
         slots = [tuple(s[row] for s in slots) for slots in self._slots]
-        age = record.step + 1 if age is None else age
+        age = record.step + more - self._forgotten[i]
         scaling = preconditioner_scaling(record.rule(0), slots, age)
         return [p[row] for p in self._parameters], scaling
 
@@ -311,6 +334,7 @@ class EnsembleRun:
             "parameters": [p.clone() for p in self._parameters],
             "slots": [tuple(s.clone() for s in slots) for slots in self._slots],
             "gaps": [[g.distance, g.restarts, list(g.rates)] for g in self._gaps],
+            "forgotten": list(self._forgotten),
             "actions": self._actions.state_dict(),
             "records": [record.state_dict() for record in self.records],
         }
@@ -321,6 +345,7 @@ class EnsembleRun:
         self._parameters = [p.to(device, copy=True) for p in state["parameters"]]
         self._slots = [tuple(s.to(device, copy=True) for s in slots) for slots in state["slots"]]
         self._gaps = [_Gap(d, n, list(rates)) for d, n, rates in state["gaps"]]
+        self._forgotten = list(state["forgotten"])
         self._records = list(records)
         self._start_actions(records)
         self._actions.load_state_dict(state["actions"])

@@ -47,6 +47,7 @@ def evaluate(points: Sequence[Point], task: Task | str, **training: Any) -> list
     Raises:
         InputError: a setting or a point breaks a law.
         UnreachableError: the device does not exist.
+        NotReproducibleError: the task's data or initial weights change from call to call.
 
     Example:
         >>> from trainables.domain import Point

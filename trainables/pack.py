@@ -21,11 +21,13 @@ from trainables.domain import (
     UnreachableError,
     replicate_seeds,
 )
+from trainables.dynamics.ensembles.backend import opens
 from trainables.dynamics.ensembles.choose import LOOP, choose
 from trainables.dynamics.ensembles.memory import most_trajectories
 from trainables.ensemble_run import EnsembleRun
 from trainables.record import Record
 from trainables.replicate_run import LoopRun
+from trainables.sharing import shared, warn_of_changes
 from trainables.tasks import Task
 from trainables.trajectory import Bench
 
@@ -96,6 +98,8 @@ class PackRun:
         self._bench = Bench.of(task, training)
         self._together = together
         self._wanted = training.backend
+        #: Hashes of what a pack that is continued had when it was stopped.
+        self._shared: dict[str, str] = {}
         self._found: dict[Job, Replicate] = {}
 
     @property
@@ -112,6 +116,7 @@ class PackRun:
 
         Raises:
             UnreachableError: not even one replicate fits into the memory.
+            NotReproducibleError: the task's data or initial weights change from call to call.
         """
         start = time.monotonic()
         known = len(self.results)
@@ -168,9 +173,9 @@ class PackRun:
     @cached_property
     def _parts(self) -> list[_Part]:
         """What is trained in a stack, and what one after the other."""
-        jobs = [
-            (i, j) for i in range(len(self.points)) for j in range(self._bench.training.replicates)
-        ]
+        self._check_sharing()
+        numbers = range(self._bench.training.replicates)
+        jobs = [(i, j) for i in range(len(self.points)) for j in numbers]
         stacked = [job for job in jobs if self._stacks(self.points[job[0]])]
         parts = []
         if stacked and self._backend is not None:
@@ -182,13 +187,28 @@ class PackRun:
             jobs = [job for job in jobs if not self._stacks(self.points[job[0]])]
         return [*parts, _Part(self._new_run(LOOP), 1, LOOP, deque(jobs))]
 
+    def _check_sharing(self) -> None:
+        """Once a pack, for its first replicate; the others come from the same methods."""
+        if not self.points:
+            return
+        found = shared(self._bench, self._record((0, 0)).seed)
+        warn_of_changes(self._bench.task, self._shared, found)
+        self._shared = found
+
     def _stacks(self, point: Point) -> bool:
         """Whether nothing stands in the way of training a point in a stack."""
         training = self._bench.training
         built_in = not training.optimiser.startswith(TORCH_OPTIMISER)
-        free = point.alpha == 0 or self._bench.stabiliser.follows_gradients(self._bench.task.loss)
         # In bfloat16 a learning rate in a tensor would be rounded to three digits.
-        return free and built_in and training.dtype != "bfloat16"
+        free = built_in and training.dtype != "bfloat16"
+        return free and (point.alpha == 0 or self._stabiliser_stacks)
+
+    @cached_property
+    def _stabiliser_stacks(self) -> bool:
+        bench = self._bench
+        if not bench.at_outputs:
+            return True
+        return bench.stabiliser.stacks and opens(self._backend, bench.last_layer)
 
     @cached_property
     def _backend(self) -> Any:
@@ -218,6 +238,7 @@ class PackRun:
             "results": [result.to_dict() for result in self.results],
             "found": found,
             "parts": [_saved(part) for part in self._begun()],
+            "shared": dict(self._shared),
         }
 
     def _begun(self) -> list[_Part]:
@@ -232,8 +253,8 @@ class PackRun:
         """
         self.results = [PointResult.from_dict(d) for d in state["results"]]
         self._found = {(i, j): PointResult.from_dict(d).replicates[0] for i, j, d in state["found"]}
-        self._wanted = state["parts"][0]["backend"]
-        for built in ("_parts", "_backend"):
+        self._wanted, self._shared = state["parts"][0]["backend"], dict(state["shared"])
+        for built in ("_parts", "_backend", "_stabiliser_stacks"):
             self.__dict__.pop(built, None)
         for part, saved in zip(self._begun(), state["parts"], strict=True):
             part.waiting = deque((i, j) for i, j in saved["waiting"])

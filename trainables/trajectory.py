@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -126,6 +126,19 @@ class Bench:
             steps = training.steps_of(lr)
             lr *= training.rates.factor(min(step, steps - 1), steps)
         return optimiser_of(training, lr, point.weight_decay, k)
+
+    @cached_property
+    def at_outputs(self) -> bool:
+        """Whether the stabiliser acts at the network's outputs."""
+        # A copy, which the stabiliser may look at with hooks.
+        module = self.network(0, torch.float64)
+        with torch.no_grad():
+            return self.stabiliser.acts_at_outputs(self.task, module, self.inputs64[:1])
+
+    @property
+    def last_layer(self) -> str | None:
+        """The layer whose inputs a stabiliser that acts at the outputs looks at."""
+        return self.stabiliser.last_layer(self.task)
 
     @property
     def roundoff(self) -> float:

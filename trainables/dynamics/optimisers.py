@@ -83,6 +83,16 @@ class Optimiser:
         return True
 
     @property
+    def remembers(self) -> bool:
+        """Whether there is any momentum."""
+        return bool(self.momentum)
+
+    @property
+    def share(self) -> Any:
+        """1 - momentum: Adam's share of a new gradient."""
+        return 1 - self.momentum
+
+    @property
     def decays(self) -> bool:
         """Whether there is any weight decay."""
         return bool(self.weight_decay)
@@ -111,8 +121,8 @@ class Optimiser:
 
     def init(self, parameter: Tensor) -> Slots:
         """State before the first step: zeros."""
-        count = {"adam": 2, "adadelta": 2, "rmsprop": 1 + bool(self.momentum)}
-        size = count.get(self.name, int(bool(self.momentum)))
+        count = {"adam": 2, "adadelta": 2, "rmsprop": 1 + self.remembers}
+        size = count.get(self.name, int(self.remembers))
         return tuple(torch.zeros_like(parameter) for _ in range(size))
 
     def step(
@@ -169,18 +179,18 @@ class Optimiser:
         return update
 
     def _sgd(self, gradient: Tensor, slots: Slots, _count: int) -> tuple[Tensor, Slots]:
-        if not self.momentum:
+        if not self.remembers:
             return gradient, ()
         buffer = self.momentum * slots[0] + gradient
         return buffer, (buffer,)
 
     def _nesterov(self, gradient: Tensor, slots: Slots, count: int) -> tuple[Tensor, Slots]:
         buffer, slots = self._sgd(gradient, slots, count)
-        return (gradient + self.momentum * buffer if self.momentum else gradient), slots
+        return (gradient + self.momentum * buffer if self.remembers else gradient), slots
 
     def _adam(self, gradient: Tensor, slots: Slots, count: int) -> tuple[Tensor, Slots]:
         assert self.beta2 is not None and self.eps is not None
-        first = self.momentum * slots[0] + (1 - self.momentum) * gradient
+        first = self.momentum * slots[0] + self.share * gradient
         second = self.beta2 * slots[1] + (1 - self.beta2) * gradient * gradient
         by_first, by_second = self.corrections(count)
         first_hat, second_hat = first / by_first, second / by_second
@@ -190,7 +200,7 @@ class Optimiser:
         assert self.beta2 is not None and self.eps is not None
         second = self.beta2 * slots[0] + (1 - self.beta2) * gradient * gradient
         direction = gradient / (_root(second) + self.eps)
-        if not self.momentum:
+        if not self.remembers:
             return direction, (second,)
         buffer = self.momentum * slots[1] + direction
         return buffer, (second, buffer)

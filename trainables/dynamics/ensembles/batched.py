@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn, vmap
 
-from trainables.dynamics.ensembles.backend import Stack
+from trainables.dynamics.ensembles.backend import Ending, Stack, ended
 from trainables.losses import CROSS_ENTROPY, Loss
 
 #: Layers whose result at an entry depends on neither its place nor the number of entries. (A
@@ -41,6 +41,11 @@ class Batched:
     def __init__(self, module: nn.Module, loss: Loss) -> None:
         self._layers = _pooled_first(list(chain(module)))
         self._loss = loss
+        last = self._layers[-1] if self._layers else None
+        #: Name of the last layer if that is linear.
+        self._last = next(
+            (n for n, m in module.named_modules() if m is last and isinstance(m, nn.Linear)), None
+        )
 
     @staticmethod
     def fits(module: nn.Module) -> bool:
@@ -72,6 +77,43 @@ class Batched:
         gradients = torch.autograd.grad(losses.sum(), leaves)
         return losses.detach()[:count], [g[:count] for g in gradients]
 
+    def opens(self, layer: str) -> bool:
+        """Whether a layer is the last one, and linear."""
+        return bool(layer == self._last)
+
+    @torch.no_grad()
+    def outputs(self, stack: Stack, inputs: Tensor, each: bool) -> Tensor:
+        """See `Open`."""
+        count = len(stack[0])
+        stack, inputs, _ = at_least_two(stack, inputs, inputs, each)
+        return self._outputs(stack, inputs if each else inputs[None])[:count]
+
+    def gradients_of(
+        self,
+        ending: Ending,
+        layer: str | None,
+        stack: Stack,
+        inputs: Tensor,
+        targets: Tensor,
+        each: bool,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """See `Open`."""
+        count = len(stack[0])
+        stack, inputs, targets = at_least_two(stack, inputs, targets, each)
+        leaves = [p.detach().requires_grad_() for p in stack]
+        with torch.enable_grad():
+            outputs, entered = self._ends(leaves, inputs if each else inputs[None])
+        seen = None if layer is None or entered is None else entered
+        if seen is not None:
+            seen = seen.expand(len(outputs), *seen.shape[1:])
+        losses, *values = ended(ending, count, outputs, seen, targets, each)
+        pairs = [(outputs, values[0])]
+        if values[1] is not None and entered is not None and entered.requires_grad:
+            pairs.append((entered, values[1]))
+        places, handed = zip(*pairs, strict=True)
+        gradients = torch.autograd.grad(places, leaves, handed)
+        return losses, [g[:count] for g in gradients]
+
     def _losses(self, stack: Stack, inputs: Tensor, targets: Tensor, each: bool) -> Tensor:
         outputs = self._outputs(stack, inputs if each else inputs[None])
         if len(outputs) == 1 < len(stack[0]):  # nothing of it is trained
@@ -90,11 +132,16 @@ class Batched:
 
     def _outputs(self, stack: Stack, x: Tensor) -> Tensor:
         """(trajectories, batch, ...) from inputs of that shape, or (1, batch, ...) for all."""
-        rows = iter(stack)
+        return self._ends(stack, x)[0]
+
+    def _ends(self, stack: Stack, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What leaves the last layer, and what entered it if it comes after all convolutions."""
+        rows, entered = iter(stack), None
         layers = self._layers
         if any(isinstance(layer, nn.Conv2d) for layer in layers):
             x, layers = _front(layers, rows, x.expand(len(stack[0]), *x.shape[1:]))
         for layer in layers:
+            entered = x
             if isinstance(layer, nn.Linear):
                 x = _linear(x, *parameters_of(layer, rows))
             elif isinstance(layer, nn.Conv2d):
@@ -105,7 +152,7 @@ class Batched:
                 x = layer(x)
             else:
                 x = torch.stack([layer(part) for part in x])
-        return x
+        return x, entered
 
 
 def at_least_two(

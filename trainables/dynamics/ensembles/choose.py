@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from trainables.domain import InputError, Mistake
-from trainables.dynamics.ensembles.backend import Backend, Chunks, Loop, Stack
+from trainables.dynamics.ensembles.backend import Backend, Chunks, End, Loop, Stack, opens
 from trainables.dynamics.ensembles.batched import Batched
 from trainables.dynamics.ensembles.vectorised import Vectorised
 from trainables.dynamics.ensembles.wide import Wide
@@ -74,7 +74,8 @@ def choose(bench: Bench, wanted: str = "auto") -> tuple[Backend | None, dict[str
     """
     if wanted == LOOP:
         return None, {}
-    key = (bench.task, bench.training.dtype, bench.training.device, wanted)
+    end = (bench.at_outputs, bench.last_layer) if bench.at_outputs else ()
+    key = (bench.task, bench.training.dtype, bench.training.device, wanted, end)
     try:
         hash(key)
     except TypeError:  # a task that has no hash
@@ -116,6 +117,11 @@ def _choose(bench: Bench, wanted: str) -> tuple[Backend | None, dict[str, str]]:
         return None, struck
     law = struck.get(wanted, "the task has no such backend")
     raise InputError([Mistake("backend", wanted, law, "use auto or loop")])
+
+
+def _ending(_row: int, outputs: Tensor, entered: Tensor | None, _targets: Tensor) -> End:
+    """Something like a stabiliser at the outputs: it looks at one row alone."""
+    return End(outputs.sum(), outputs.cos(), None if entered is None else entered.cos())
 
 
 @dataclass(frozen=True)
@@ -167,8 +173,10 @@ class Trial:
         for rows in ([0, 1], [2]):
             stack = [p[rows] for p in wide]
             batch = [t[rows] if each else t for t in (self.inputs, self.targets)]
-            pairs = [b.gradients(stack, batch[0], batch[1], each) for b in (backend, loop)]
-            mine, theirs = ([losses, *gradients] for losses, gradients in pairs)
+            mine, theirs = (
+                [part for losses, gradients in found for part in (losses, *gradients)]
+                for found in (self.steps(b, stack, batch, backend) for b in (backend, loop))
+            )
             for one, other in zip(mine, theirs, strict=True):
                 scale = float(other.abs().max())
                 if not torch.allclose(one, other, rtol=0, atol=AGREEMENT * scale, equal_nan=True):
@@ -181,13 +189,29 @@ class Trial:
         inputs, targets = (t[rows] if each else t for t in (self.inputs, self.targets))
         stack = [p[rows] for p in self.stack]
         dtype = stack[0].dtype
-        losses, gradients = backend.gradients(
-            stack, cast(inputs, dtype), cast(targets, dtype), each
-        )
+        batch = cast(inputs, dtype), cast(targets, dtype)
+        found = [p for ls, gs in self.steps(backend, stack, batch, backend) for p in (ls, *gs)]
         wide = [p.double() for p in stack]
         watched = backend.losses(wide, inputs, targets, each)
         few = self.bench.inputs64[:PROBE_SAMPLES], self.bench.targets64[:PROBE_SAMPLES]
-        return [losses, watched, backend.losses(wide, few[0], few[1], False), *gradients]
+        return [*found, watched, backend.losses(wide, few[0], few[1], False)]
+
+    def steps(
+        self, backend: Any, stack: Stack, batch: Sequence[Tensor], judged: Backend
+    ) -> list[tuple[Tensor, list[Tensor]]]:
+        """Losses and gradients; and those with something done at the outputs, if that is of use.
+
+        Args:
+            backend: which makes them.
+            stack: parameters.
+            batch: inputs and targets.
+            judged: the backend whose use it is.
+        """
+        bench, each = self.bench, not self.bench.full_batch
+        found = [backend.gradients(stack, *batch, each)]
+        if bench.at_outputs and opens(judged, bench.last_layer):
+            found.append(backend.gradients_of(_ending, bench.last_layer, stack, *batch, each))
+        return found
 
     @property
     def pace(self) -> float:

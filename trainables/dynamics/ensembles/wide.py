@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainables.dynamics.ensembles.backend import Stack
+from trainables.dynamics.ensembles.backend import Ending, Stack, ended
 from trainables.dynamics.ensembles.batched import Batched, at_least_two, chain, parameters_of
 from trainables.losses import Loss
 
@@ -101,6 +101,31 @@ class Wide(Batched):
             gradients = self._backward(stack, seen, gradient.contiguous())
         return losses.detach()[:count], [g[:count] for g in gradients]
 
+    def gradients_of(
+        self,
+        ending: Ending,
+        layer: str | None,
+        stack: Stack,
+        inputs: Tensor,
+        targets: Tensor,
+        each: bool,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """See `Open`."""
+        if each or self._last is None or len(self._trained) == 1:
+            return super().gradients_of(ending, layer, stack, inputs, targets, each)
+        count = len(stack[0])
+        stack = at_least_two(stack, inputs, targets, each)[0]
+        with torch.no_grad():
+            seen = self._forward(stack, inputs.flatten(1))
+        outputs, entered = (x.transpose(1, 2) for x in (seen[-1], seen[-2]))
+        shown = None if layer is None else entered
+        losses, *values = ended(ending, count, outputs, shown, targets, each)
+        gradient, more = (v if v is None else v.transpose(1, 2).contiguous() for v in values)
+        assert gradient is not None
+        with torch.no_grad():
+            gradients = self._backward(stack, seen, gradient, more)
+        return losses, [g[:count] for g in gradients]
+
     def _forward(self, stack: Stack, x: Tensor) -> list[Tensor]:
         """The data (samples, features), and what leaves each layer: (trajectories, n, samples)."""
         rows, seen = iter(stack), [x]
@@ -114,8 +139,17 @@ class Wide(Batched):
             seen.append(y if bias is None else y.add_(bias[:, :, None]))
         return seen
 
-    def _backward(self, stack: Stack, seen: list[Tensor], gradient: Tensor) -> list[Tensor]:
-        """Gradients like the stack, of the one by the outputs."""
+    def _backward(
+        self, stack: Stack, seen: list[Tensor], gradient: Tensor, more: Tensor | None = None
+    ) -> list[Tensor]:
+        """Gradients like the stack, of the one by the outputs and by what entered the last layer.
+
+        Args:
+            stack: parameters.
+            seen: what `_forward` gave.
+            gradient: by the outputs.
+            more: by what entered the last layer, a linear one, beyond what comes through it.
+        """
         weights, found = list(stack), []
         for i in reversed(range(len(self._trained))):
             layer, x, y = self._trained[i], seen[i], seen[i + 1]
@@ -131,6 +165,8 @@ class Wide(Batched):
             else:
                 found.append(torch.bmm(gradient, x.transpose(1, 2)))
                 gradient = torch.bmm(weight.transpose(1, 2), gradient)
+                if more is not None:
+                    gradient, more = gradient + more, None
         return found[::-1]
 
 

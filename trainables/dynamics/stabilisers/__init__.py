@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainables.domain import Mistake, Training
-from trainables.dynamics.stabilisers.base import Action, Setting, Stabiliser, Step
+from trainables.dynamics.stabilisers.base import Action, AtOutputs, Setting, Stabiliser, Step
 from trainables.dynamics.stabilisers.clipping import ClipNorm, ClipSpectralNorm
 from trainables.dynamics.stabilisers.orthogonal_convolution import OrthogonalConvolution
 from trainables.dynamics.stabilisers.orthogonal_gradient import OrthogonalGradient
@@ -19,7 +19,15 @@ from trainables.dynamics.stabilisers.stablemax import StableMax
 from trainables.options import construct, unknown_name
 from trainables.tasks import Task
 
-__all__ = ["Action", "Setting", "Stabiliser", "Step", "get_stabiliser", "stabiliser_names"]
+__all__ = [
+    "Action",
+    "AtOutputs",
+    "Setting",
+    "Stabiliser",
+    "Step",
+    "get_stabiliser",
+    "stabiliser_names",
+]
 
 STABILISERS: dict[str, type[Stabiliser]] = {
     found.name: found

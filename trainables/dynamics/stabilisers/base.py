@@ -9,8 +9,8 @@ and the update's directions, and it sees what each update really did.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -33,6 +33,8 @@ class Setting:
         loss: the loss that is trained.
         optimiser: the update rule.
         steps_per_epoch: updates in one pass through the data.
+        runs: whether `module` itself is trained, so that hooks on it see each step; in a stack it
+            only shows how the network is built.
     """
 
     module: nn.Module
@@ -41,6 +43,7 @@ class Setting:
     loss: Loss
     optimiser: Optimiser
     steps_per_epoch: int
+    runs: bool = True
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,22 @@ class Step:
         return torch.autograd.grad(self.loss, list(self.parameters))
 
 
+@dataclass(frozen=True)
+class AtOutputs:
+    """Gradients of what is trained, at the end of the network.
+
+    Args:
+        outputs: by what leaves the network.
+        entered: by what entered the last layer, beyond what reaches it through that layer; None
+            for nothing.
+        parameters: what is added to the gradients of single parameters, by their index.
+    """
+
+    outputs: Tensor
+    entered: Tensor | None = None
+    parameters: Mapping[int, Tensor] = field(default_factory=dict)
+
+
 class Action:
     """A stabiliser at work along one training. This one does nothing; each overrides its part."""
 
@@ -85,6 +104,15 @@ class Action:
     def gradients(self, step: Step) -> tuple[Tensor, ...]:
         """Gradients that the optimiser gets, one a parameter."""
         return step.plain_gradients()
+
+    def at_outputs(self, step: Step, entered: Tensor | None) -> AtOutputs:
+        """In place of `gradients`, in a stack, where `Stabiliser.acts_at_outputs`.
+
+        Args:
+            step: its loss has a graph that ends at its outputs.
+            entered: what entered `Stabiliser.last_layer`, if that is one.
+        """
+        return AtOutputs(torch.autograd.grad(step.loss, step.outputs)[0])
 
     def directions(self, directions: list[Tensor]) -> list[Tensor]:
         """Directions d of the updates -lr d, one a parameter, without decoupled weight decay."""
@@ -118,16 +146,31 @@ class Stabiliser:
         """
         return True
 
-    def follows_gradients(self, loss: Loss) -> bool:
-        """Whether it looks at nothing but parameters, gradients of the loss, and updates.
+    @property
+    def changes_loss(self) -> bool:
+        """Whether `loss` gives another one than the task's."""
+        return False
 
-        Then a trajectory that it acts on can be trained in a stack. It must neither forget the
-        optimiser's state nor change directions.
+    def acts_at_outputs(self, task: Task, module: nn.Module, inputs: Tensor) -> bool:
+        """Whether the gradients of the task's loss by the parameters are not enough for it.
+
+        Then a stack asks `Action.at_outputs` for the gradients by the outputs of each trajectory.
 
         Args:
-            loss: the task's.
+            task: the task.
+            module: its network, to look at.
+            inputs: a sample, in a batch of its own.
         """
         return False
+
+    def last_layer(self, task: Task) -> str | None:
+        """Name of the last layer, if `Action.at_outputs` looks at what entered it."""
+        return None
+
+    @property
+    def stacks(self) -> bool:
+        """Whether what acts at the outputs may do so in a stack."""
+        return True
 
     def mistakes(self, task: Task, training: Training) -> Iterable[Mistake]:
         """Why this stabiliser cannot act on this task with this training."""

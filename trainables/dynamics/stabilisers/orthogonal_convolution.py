@@ -109,7 +109,10 @@ class OrthogonalConvolution(Stabiliser):
 
     def start(self, setting: Setting, alpha: float) -> Action:
         """Nothing is remembered between steps."""
-        return _OrthogonalConvolution(list(self._chosen(setting.module).values()), alpha)
+        position = {id(p): i for i, p in enumerate(setting.module.parameters())}
+        layers = self._chosen(setting.module).values()
+        kernels = [(position[id(layer.weight)], layer.stride[0]) for layer in layers]
+        return _OrthogonalConvolution(kernels, alpha)
 
 
 def _plain(layer: nn.Conv2d) -> bool:
@@ -118,10 +121,15 @@ def _plain(layer: nn.Conv2d) -> bool:
 
 
 class _OrthogonalConvolution(Action):
-    def __init__(self, layers: list[nn.Conv2d], alpha: float) -> None:
-        self.layers, self.alpha = layers, alpha
+    def __init__(self, kernels: list[tuple[int, int]], alpha: float) -> None:
+        #: Index of each kernel among the parameters, and stride.
+        self.kernels, self.alpha = kernels, alpha
 
     def gradients(self, step: Step) -> tuple[Tensor, ...]:
-        penalties = [orthogonality_penalty(x.weight, x.stride[0]) for x in self.layers]
-        loss = step.loss + self.alpha * torch.stack(penalties).sum()
-        return torch.autograd.grad(loss, list(step.parameters))
+        gradients = list(step.plain_gradients())
+        for index, stride in self.kernels:
+            kernel = step.parameters[index].detach().requires_grad_()
+            with torch.enable_grad():
+                penalty = self.alpha * orthogonality_penalty(kernel, stride)
+            gradients[index] = gradients[index] + torch.autograd.grad(penalty, kernel)[0]
+        return tuple(gradients)

@@ -39,8 +39,7 @@ from trainables.dynamics.layers import (
     top_singular_pair,
 )
 from trainables.dynamics.optimisers import Optimiser
-from trainables.dynamics.stabilisers.base import Action, Setting, Stabiliser, Step
-from trainables.losses import Loss
+from trainables.dynamics.stabilisers.base import Action, AtOutputs, Setting, Stabiliser, Step
 from trainables.options import as_names, choice, flag, layer_names
 from trainables.tasks import Task
 
@@ -213,10 +212,24 @@ class Stability(Stabiliser):
                 "stabiliser.anchor", anchor, "never, epoch or a number of steps >= 1", "use never"
             )
 
-    def follows_gradients(self, loss: Loss) -> bool:
-        """Where V is a dry run of the step."""
+    def acts_at_outputs(self, task: Task, module: nn.Module, inputs: Tensor) -> bool:
+        """Where the gradient of the layer is written from its features and the outputs."""
         several = self.layers is not None and len(self.layers) > 1
-        return self.mode == "generic" or several or loss.output_gradient is None
+        if self.mode == "generic" or several or task.loss.output_gradient is None:
+            return False
+        if self.last_layer(task) is None:
+            return False
+        return self._sees_features(task, module, inputs)
+
+    def last_layer(self, task: Task) -> str | None:
+        """The layer that is regularised, where that is one."""
+        return (self.layers or (task.regularised_layer,))[0]
+
+    def _sees_features(self, task: Task, module: nn.Module, inputs: Tensor) -> bool:
+        """Whether what leaves the layer leaves the network, and its features are known."""
+        name = layers_of(self, task.regularised_layer)[0]
+        watch = _Watch(module.get_submodule(name))
+        return watch.features(module.eval()(inputs)) is not None
 
     def mistakes(self, task: Task, training: Training) -> Iterable[Mistake]:
         """Layers that there are not, a mode that the task does not allow, a decay that is none."""
@@ -261,8 +274,7 @@ class Stability(Stabiliser):
             return
         names = layers_of(self, task.regularised_layer)
         inputs = task.train_data()[0][:1]
-        watch = _Watch(module.get_submodule(names[0]))
-        if len(names) > 1 or watch.features(module(inputs)) is None:
+        if len(names) > 1 or not self._sees_features(task, module, inputs):
             yield Mistake(
                 "stabiliser.mode",
                 "analytic",
@@ -323,7 +335,8 @@ class Regularisation(Action):
         possible = options.mode != "generic" and len(layers) == 1
         possible = possible and self.optimiser.splits
         analytic = possible and self._output_gradient is not None
-        self._watch = _Watch(layers[0]) if analytic else None
+        self._layer = layers[0]
+        self._watch = _Watch(layers[0]) if analytic and setting.runs else None
         anchor = options.anchor
         self._period = setting.steps_per_epoch if anchor == "epoch" else anchor
 
@@ -359,9 +372,33 @@ class Regularisation(Action):
         <g, G> = sum delta (h g^T): delta g at the features and h g^T at delta. Both are handed to
         the backward pass of the loss where they arise, so that one pass does for both.
         """
-        assert self._output_gradient is not None and self._watch is not None
+        upstream, by_parameter = self._upstream(step, features)
+        gradients = self._backward(step, upstream)
+        for index, part in by_parameter.items():
+            gradients[index] = gradients[index] + part
+        return tuple(gradients)
+
+    def at_outputs(self, step: Step, entered: Tensor | None) -> AtOutputs:
+        """What `_analytic` hands to the backward pass, as far as the outputs and the layer."""
+        assert entered is not None
+        entered = entered.detach().requires_grad_()
+        with torch.enable_grad():
+            features = features_of(self._layer, entered)
+            assert features is not None
+            upstream, by_parameter = self._upstream(step, features)
+        places, values = [place for place, _ in upstream], [value for _, value in upstream]
+        one = torch.ones_like(step.loss)
+        ends = [step.outputs, entered]
+        outputs, more = torch.autograd.grad([step.loss, *places], ends, [one, *values])
+        return AtOutputs(outputs, more, by_parameter)
+
+    def _upstream(
+        self, step: Step, features: Tensor
+    ) -> tuple[list[tuple[Tensor, Tensor]], dict[int, Tensor]]:
+        """Inner places with the gradients to hand in there; and gradients at constant G."""
+        assert self._output_gradient is not None
         delta = self._output_gradient(step.outputs, step.targets)
-        delta = by_feature_row(delta, self._watch.layer)
+        delta = by_feature_row(delta, self._layer)
         errors, rows = delta.detach(), features.detach()
         by_gradient, by_parameter = self._derivatives(step, errors, rows)
         weight = by_gradient[0].flatten(1)
@@ -370,10 +407,7 @@ class Regularisation(Action):
             upstream.append((features, errors @ weight))
         if delta.requires_grad:
             upstream.append((delta, F.linear(rows, weight, *by_gradient[1:])))
-        gradients = self._backward(step, upstream)
-        for index, part in zip(self.layers[0], by_parameter, strict=False):
-            gradients[index] = gradients[index] + part
-        return tuple(gradients)
+        return upstream, dict(zip(self.layers[0], by_parameter, strict=False))
 
     def _backward(self, step: Step, upstream: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
         """Gradients of the loss and of what is handed in at inner places."""

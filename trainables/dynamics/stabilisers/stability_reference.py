@@ -72,6 +72,11 @@ class StabilityReference(Stability):
     name: ClassVar[str] = "stability-reference"
     two_passes: ClassVar[bool] = True
 
+    @property
+    def stacks(self) -> bool:
+        """No: it makes two passes, as the program does."""
+        return False
+
     def product(self, decay: float) -> Product:
         """The product of one layer's updates, at the anchor."""
         return FullProduct(self.order, decay)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainables.domain import InputError, Mistake, Training
 from trainables.dynamics.stabilisers.base import Stabiliser
@@ -84,6 +84,15 @@ class StableMax(Stabiliser):
                 f"replaces a cross-entropy, and the task's loss is {task.loss.name}",
                 "use a task with cross-entropy, or another stabiliser",
             )
+
+    @property
+    def changes_loss(self) -> bool:
+        """It is another loss."""
+        return True
+
+    def acts_at_outputs(self, task: Task, module: nn.Module, inputs: Tensor) -> bool:
+        """Its loss is a function of the outputs."""
+        return True
 
     def loss(self, loss: Loss, alpha: float) -> Loss:
         """The mixture."""
