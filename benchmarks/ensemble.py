@@ -6,10 +6,12 @@ Run: .venv/bin/python benchmarks/ensemble.py
 Prints, for each task and 1, 16, 64, 256 and 1,024 trajectories, steps of trajectories a second of
 the loop (one network after the other by plain autograd; for the one-layer CNN on every patch of its
 image, as anyone would write it) and of the chosen backend, their ratio, and the peak memory that
-the stack adds. A step is loss, gradient and SGD update with k. Each figure is the best of several
-repetitions, in processor time on a CPU, on one thread, the two programs in turns; a GPU's are wall
-times between synchronisations, and its share of the peak of a large matrix product measured in the
-same run is printed. `--report` writes what is printed to benchmarks/reports/. Four minutes.
+the stack adds. A step is loss, gradient and SGD update with k; `--alpha` adds the stability
+regulariser to both, as is done at 16 and 64 trajectories where it is not given. Each figure is the
+best of several repetitions, in processor time on a CPU, on one thread, the two programs in turns; a
+GPU's are wall times between synchronisations, and its share of the peak of a large matrix product
+measured in the same run is printed. `--report` writes what is printed to benchmarks/reports/. Six
+minutes.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import torch
 from stabmap import Point, get_task
 from trainables.cost import _step_flops
 from trainables.domain import Training
+from trainables.dynamics.ensembles.actions import Actions, States
 from trainables.dynamics.ensembles.backend import Backend
 from trainables.dynamics.ensembles.choose import choose
 from trainables.dynamics.ensembles.memory import most_trajectories
@@ -40,12 +43,14 @@ COUNTS = (1, 16, 64, 256, 1024)
 PLAIN: dict[str, dict[str, Any]] = {"one-layer-cnn": {"distinct": False}}
 #: Trajectories that the loop is timed on: its time is proportional to their number.
 LOOPED = 4
-POINT = Point(1e-3, 0.0, 1e-4)
+#: Where the regulariser is timed too, and its strength.
+REGULARISED = (16, 64)
+STRENGTH = 1.0
 
 
-def loop_step(bench: Bench) -> Callable[[], None]:
+def loop_step(bench: Bench, point: Point) -> Callable[[], None]:
     """One step of some trajectories, each by itself."""
-    runs = [Trajectory(bench, POINT, 1 + 2 * (i % 2), i) for i in range(LOOPED)]
+    runs = [Trajectory(bench, point, 1 + 2 * (i % 2), i) for i in range(LOOPED)]
     rows = bench.batch(0, 0)
 
     def step() -> None:
@@ -55,10 +60,11 @@ def loop_step(bench: Bench) -> Callable[[], None]:
     return step
 
 
-def stacks_step(bench: Bench, backend: Backend, count: int) -> Callable[[], None]:
+def stacks_step(bench: Bench, backend: Backend, point: Point, count: int) -> Callable[[], None]:
     """One step of `count` trajectories in as many stacks as the planner makes of them."""
     most = most_trajectories(bench, backend)
-    steps = [stack_step(bench, backend, min(most, count - i)) for i in range(0, count, most)]
+    counts = [min(most, count - i) for i in range(0, count, most)]
+    steps = [stack_step(bench, backend, point, each) for each in counts]
 
     def step() -> None:
         for each in steps:
@@ -67,14 +73,16 @@ def stacks_step(bench: Bench, backend: Backend, count: int) -> Callable[[], None
     return step
 
 
-def stack_step(bench: Bench, backend: Backend, count: int) -> Callable[[], None]:
+def stack_step(bench: Bench, backend: Backend, point: Point, count: int) -> Callable[[], None]:
     """One step of `count` trajectories in a stack."""
     networks = [bench.network(seed, bench.dtype) for seed in range(min(count, 16))]
     starts = zip(*([p.detach() for p in n.parameters()] for n in networks), strict=True)
     repeats = -(-count // len(networks))
     stack = [torch.stack(s).repeat(repeats, *[1] * s[0].ndim)[:count] for s in starts]
     ks = [1 + 2 * (i % 2) for i in range(count)]
-    rules = [optimiser_of(bench.training, POINT.lr, POINT.weight_decay, k) for k in ks]
+    rules = [optimiser_of(bench.training, point.lr, point.weight_decay, k) for k in ks]
+    actions = Actions(bench)
+    actions.start(point, rules)
     stacked = {p.ndim: StackedOptimiser.of_rules(rules, [0] * count, p) for p in stack}
     rows, each = bench.batch(0, 0), not bench.full_batch
     inputs, targets = bench.inputs[rows], bench.targets[rows]
@@ -83,9 +91,11 @@ def stack_step(bench: Bench, backend: Backend, count: int) -> Callable[[], None]
         targets = targets[None].expand(count, *targets.shape)
 
     def step() -> None:
-        _, gradients = backend.gradients(stack, inputs, targets, each)
+        before = States(list(stack), [()] * len(stack), [0] * count)
+        _, gradients = actions.gradients(backend, before, inputs, targets, each)
         for i, (p, g) in enumerate(zip(stack, gradients, strict=True)):
             stack[i] = stacked[p.ndim].step(p, g, (), 0)[0]
+        actions.moved(before.parameters, stack)
 
     return step
 
@@ -116,20 +126,21 @@ def product_speed(dtype: torch.dtype) -> float:
     return 2 * 8192**3 / fastest(lambda: torch.mm(one, one) and None, "cuda", 1.0)
 
 
-def compare(name: str, counts: Sequence[int], device: str, seconds: float) -> None:
+def compare(name: str, counts: Sequence[int], alpha: float, device: str, seconds: float) -> None:
     """Print the table of one task."""
+    point = Point(1e-3, alpha, 1e-4)
     training = Training(device=device, steps=100)
     with deterministic(device):
         bench = Bench.of(get_task(name), training)
         plain = Bench.of(get_task(name, **PLAIN.get(name, {})), training)
         backend, struck = choose(bench)
         assert backend is not None, struck
-        print(f"\n{name} on {device}, {training.dtype}: backend {backend.name}")
+        print(f"\n{name} on {device}, {training.dtype}, alpha {alpha:g}: backend {backend.name}")
         print("  trajectories     loop, 1/s    stack, 1/s    ratio    MiB more")
-        looped = loop_step(plain)
+        looped = loop_step(plain, point)
         for count in counts:
             before = peak(device)
-            stacked = stacks_step(bench, backend, count)
+            stacked = stacks_step(bench, backend, point, count)
             rates = []
             for step, steps in ((looped, LOOPED), (stacked, count), (looped, LOOPED)):
                 rates.append(steps / fastest(step, device, seconds))
@@ -150,15 +161,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Trajectories together against one by one.")
     known = ("mnist-mlp", "mnist-regression", "one-layer-cnn")
     parser.add_argument("--tasks", nargs="+", default=known, choices=known)
-    parser.add_argument("--counts", nargs="+", type=int, default=COUNTS)
+    parser.add_argument("--counts", nargs="+", type=int)
+    parser.add_argument("--alpha", type=float)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--seconds", type=float, default=4.0, help="a timing, at most about")
     parser.add_argument("--report", action="store_true")
     given = parser.parse_args()
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown) if given.report else contextlib.nullcontext():
+        tables = ((0.0, COUNTS), (STRENGTH, REGULARISED))
+        if given.alpha is not None:
+            tables = ((given.alpha, COUNTS),)
         for name in given.tasks:
-            compare(name, given.counts, given.device, given.seconds)
+            for alpha, counts in tables:
+                compare(name, given.counts or counts, alpha, given.device, given.seconds)
     if given.report:
         print(shown.getvalue())
         folder = Path(__file__).parent / "reports"

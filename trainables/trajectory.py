@@ -130,10 +130,10 @@ class Bench:
     @cached_property
     def at_outputs(self) -> bool:
         """Whether the stabiliser acts at the network's outputs."""
-        # A copy, which the stabiliser may look at with hooks.
-        module = self.network(0, torch.float64)
+        # A copy, which the stabiliser may look at with hooks; a network may need its whole batch.
+        module, batch = self.network(0, torch.float64), self.inputs64[: self.task.batch]
         with torch.no_grad():
-            return self.stabiliser.acts_at_outputs(self.task, module, self.inputs64[:1])
+            return self.stabiliser.acts_at_outputs(self.task, module, batch)
 
     @property
     def last_layer(self) -> str | None:

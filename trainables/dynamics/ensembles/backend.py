@@ -65,7 +65,7 @@ class Open(Protocol):
     `layer` must be one that it `opens`; None asks for none.
     """
 
-    def opens(self, layer: str) -> bool:
+    def opens(self, layer: str | None) -> bool:
         """Whether it can say what enters a layer, the last one of the network."""
 
     def outputs(self, stack: Stack, inputs: Tensor, each: bool) -> Tensor:
@@ -85,8 +85,7 @@ class Open(Protocol):
 
 def opens(backend: Any, layer: str | None) -> bool:
     """Whether a backend is an `Open` one, for this layer."""
-    there = hasattr(backend, "gradients_of")
-    return there and (layer is None or backend.opens(layer))
+    return hasattr(backend, "opens") and bool(backend.opens(layer))
 
 
 def ended(
@@ -199,7 +198,7 @@ class Loop:
             losses.append(loss.detach())
         return torch.stack(losses), [torch.stack(g) for g in zip(*gradients, strict=True)]
 
-    def opens(self, layer: str) -> bool:
+    def opens(self, layer: str | None) -> bool:
         """Any layer."""
         return True
 
@@ -246,6 +245,18 @@ def _batches(
     return list(zip(inputs, targets, strict=True))
 
 
+class Closed:
+    """A backend whose losses and gradients alone are used.
+
+    Args:
+        inner: the backend.
+    """
+
+    def __init__(self, inner: Backend) -> None:
+        self.name = inner.name
+        self.losses, self.gradients = inner.losses, inner.gradients
+
+
 class Chunks:
     """A backend on a few trajectories at a time: a working set beyond the cache is slow.
 
@@ -274,7 +285,7 @@ class Chunks:
         losses = torch.cat([loss for loss, _ in found])
         return losses, [torch.cat(g) for g in zip(*(g for _, g in found), strict=True)]
 
-    def opens(self, layer: str) -> bool:
+    def opens(self, layer: str | None) -> bool:
         """See `Open`."""
         return opens(self._inner, layer)
 

@@ -77,9 +77,9 @@ class Batched:
         gradients = torch.autograd.grad(losses.sum(), leaves)
         return losses.detach()[:count], [g[:count] for g in gradients]
 
-    def opens(self, layer: str) -> bool:
+    def opens(self, layer: str | None) -> bool:
         """Whether a layer is the last one, and linear."""
-        return bool(layer == self._last)
+        return layer is None or bool(layer == self._last)
 
     @torch.no_grad()
     def outputs(self, stack: Stack, inputs: Tensor, each: bool) -> Tensor:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from trainables.domain import InputError, Mistake
-from trainables.dynamics.ensembles.backend import Backend, Chunks, End, Loop, Stack, opens
+from trainables.dynamics.ensembles.backend import Backend, Chunks, Closed, End, Loop, Stack, opens
 from trainables.dynamics.ensembles.batched import Batched
 from trainables.dynamics.ensembles.vectorised import Vectorised
 from trainables.dynamics.ensembles.wide import Wide
@@ -98,18 +98,19 @@ def _choose(bench: Bench, wanted: str) -> tuple[Backend | None, dict[str, str]]:
     for backend in candidates(bench):
         if wanted not in ("auto", backend.name):
             continue
-        try:
-            reason = trial.dependence(backend) or trial.disagreement(backend)
-            if reason is None and wanted == "auto":
-                times = trial.seconds(backend) / trial.pace
-                slow = f"it takes {times:.1f} times as long as the loop"
-                reason = slow if times > SLOWER else None
-        except Exception as error:  # whatever a user's network cannot do
-            first = (str(error).splitlines() or [""])[0]
-            reason = f"it fails: {type(error).__name__}: {first[:200]}"
+        chunk = getattr(backend, "chunk", CHUNK)
+        reason = trial.judged(backend, wanted == "auto")
         if reason is None:
+            if bench.at_outputs and opens(backend, bench.last_layer):
+                closed = replace(trial, at_end=True).judged(backend, False)
+                if closed is not None:  # plain points do not mind
+                    struck[f"{backend.name} with a stabiliser"] = closed
+                    log.info(
+                        "task %s: %s with a stabiliser: %s", bench.task.name, backend.name, closed
+                    )
+                    backend = Closed(backend)
             if bench.inputs.device.type == "cpu":
-                backend = Chunks(backend, getattr(backend, "chunk", CHUNK))
+                backend = Chunks(backend, chunk)
             return backend, struck
         struck[backend.name] = reason
         log.info("task %s: no ensemble backend %s: %s", bench.task.name, backend.name, reason)
@@ -133,12 +134,14 @@ class Trial:
         stack: parameters of `TRIAL` trajectories in the training's dtype.
         inputs: one batch, or for mini-batches one for each trajectory, in float64.
         targets: likewise.
+        at_end: whether something is done at the outputs, as a stabiliser may.
     """
 
     bench: Bench
     stack: Stack
     inputs: Tensor
     targets: Tensor
+    at_end: bool = False
 
     @classmethod
     def of(cls, bench: Bench) -> Self:
@@ -151,6 +154,24 @@ class Trial:
             chosen = chosen.reshape(TRIAL, -1).to(inputs.device)
             inputs, targets = inputs[chosen], targets[chosen]
         return cls(bench, [torch.stack(row) for row in rows], inputs, targets)
+
+    def judged(self, backend: Backend, timed: bool) -> str | None:
+        """Why a backend is not to be used; None if it may be.
+
+        Args:
+            backend: the backend.
+            timed: whether it must be fast too.
+        """
+        try:
+            reason = self.dependence(backend) or self.disagreement(backend)
+            if reason is None and timed:
+                times = self.seconds(backend) / self.pace
+                slow = f"it takes {times:.1f} times as long as the loop"
+                reason = slow if times > SLOWER else None
+        except Exception as error:  # whatever a user's network cannot do
+            first = (str(error).splitlines() or [""])[0]
+            reason = f"it fails: {type(error).__name__}: {first[:200]}"
+        return reason
 
     def dependence(self, backend: Backend) -> str | None:
         """What differs, to the bit, when trajectories are stacked otherwise; None if nothing."""
@@ -173,10 +194,8 @@ class Trial:
         for rows in ([0, 1], [2]):
             stack = [p[rows] for p in wide]
             batch = [t[rows] if each else t for t in (self.inputs, self.targets)]
-            mine, theirs = (
-                [part for losses, gradients in found for part in (losses, *gradients)]
-                for found in (self.steps(b, stack, batch, backend) for b in (backend, loop))
-            )
+            pairs = [self.step(b, stack, batch[0], batch[1]) for b in (backend, loop)]
+            mine, theirs = ([losses, *gradients] for losses, gradients in pairs)
             for one, other in zip(mine, theirs, strict=True):
                 scale = float(other.abs().max())
                 if not torch.allclose(one, other, rtol=0, atol=AGREEMENT * scale, equal_nan=True):
@@ -189,29 +208,32 @@ class Trial:
         inputs, targets = (t[rows] if each else t for t in (self.inputs, self.targets))
         stack = [p[rows] for p in self.stack]
         dtype = stack[0].dtype
-        batch = cast(inputs, dtype), cast(targets, dtype)
-        found = [p for ls, gs in self.steps(backend, stack, batch, backend) for p in (ls, *gs)]
+        losses, gradients = self.step(backend, stack, cast(inputs, dtype), cast(targets, dtype))
         wide = [p.double() for p in stack]
-        watched = backend.losses(wide, inputs, targets, each)
         few = self.bench.inputs64[:PROBE_SAMPLES], self.bench.targets64[:PROBE_SAMPLES]
-        return [*found, watched, backend.losses(wide, few[0], few[1], False)]
+        watched = [self.watched(backend, wide, inputs, targets, each)]
+        watched.append(self.watched(backend, wide, *few, False))
+        return [losses, *watched, *gradients]
 
-    def steps(
-        self, backend: Any, stack: Stack, batch: Sequence[Tensor], judged: Backend
-    ) -> list[tuple[Tensor, list[Tensor]]]:
-        """Losses and gradients; and those with something done at the outputs, if that is of use.
-
-        Args:
-            backend: which makes them.
-            stack: parameters.
-            batch: inputs and targets.
-            judged: the backend whose use it is.
-        """
-        bench, each = self.bench, not self.bench.full_batch
-        found = [backend.gradients(stack, *batch, each)]
-        if bench.at_outputs and opens(judged, bench.last_layer):
-            found.append(backend.gradients_of(_ending, bench.last_layer, stack, *batch, each))
+    def step(
+        self, backend: Any, stack: Stack, inputs: Tensor, targets: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Losses and gradients."""
+        each, layer = not self.bench.full_batch, self.bench.last_layer
+        found: tuple[Tensor, list[Tensor]] = (
+            backend.gradients_of(_ending, layer, stack, inputs, targets, each)
+            if self.at_end
+            else backend.gradients(stack, inputs, targets, each)
+        )
         return found
+
+    def watched(
+        self, backend: Any, stack: Stack, inputs: Tensor, targets: Tensor, each: bool
+    ) -> Tensor:
+        """What is looked at beside the training: losses, or outputs."""
+        if self.at_end:
+            return backend.outputs(stack, inputs, each)  # type: ignore[no-any-return]
+        return backend.losses(stack, inputs, targets, each)  # type: ignore[no-any-return]
 
     @property
     def pace(self) -> float:

@@ -43,7 +43,7 @@ class Vectorised:
         gradients, losses = vmap(self._both, (0, batch, batch))(rows, inputs, targets)
         return losses, list(gradients)
 
-    def opens(self, layer: str) -> bool:
+    def opens(self, layer: str | None) -> bool:
         """Any layer: a hook on it shows what enters."""
         return True
 

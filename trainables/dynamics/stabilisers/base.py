@@ -159,7 +159,7 @@ class Stabiliser:
         Args:
             task: the task.
             module: its network, to look at.
-            inputs: a sample, in a batch of its own.
+            inputs: a batch.
         """
         return False
 
