@@ -266,7 +266,7 @@ STACKED: list[tuple[str, dict[str, Any], Any, dict[str, Any], str]] = [
     ("mnist-mlp", MLP, "orthogonal-gradient", {}, "batched"),
     ("mnist-mlp", MLP, "spectra", {"momentum": 0.9, "lyapunov": False}, "batched"),
     ("mnist-mlp", MLP, {"name": "stable-spam", "reset_every": 7}, {"optimiser": "adam"}, "batched"),
-    ("mnist-regression", LENET, "stability", {"steps": 20}, "batched"),
+    ("mnist-regression", LENET, "stability", {"steps": 20, "lyapunov": False}, "batched"),
     ("convolved", {}, "orthogonal-convolution", {}, "batched"),
 ]
 
@@ -713,6 +713,7 @@ class Remembering(Chain):
     name: ClassVar[str] = "remembering"
 
     def module(self, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
         return nn.Sequential(nn.Flatten(), nn.Linear(128, 3), nn.BatchNorm1d(3)).double()
 
 
@@ -739,6 +740,7 @@ class Scaled(Chain):
     name: ClassVar[str] = "scaled"
 
     def module(self, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
         return _Scaled().double()
 
 

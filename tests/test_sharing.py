@@ -76,7 +76,10 @@ def test_a_task_that_draws_anew_is_named(how: str, backend: str) -> None:
     """The method, and the way out; before anything is trained."""
     tasks: list[tuple[Task, str]] = [
         (Line(data=how), r"line: train_data\(\) gives other data when .* a fixed seed$"),
-        (Line(weights=how), r"line: module\(seed\) gives other weights when .* of the argument$"),
+        (
+            Line(weights=how),
+            r"line: module\(seed\) gives other weights when .* seed of the argument$",
+        ),
     ]
     for task, message in tasks:
         with pytest.raises(NotReproducibleError, match=message):
@@ -126,7 +129,7 @@ def test_a_pack_that_goes_on_with_other_data_says_so(caplog: pytest.LogCaptureFi
     assert "task line: data not as they were when this pack was stopped" in caplog.text
 
 
-def test_it_is_asked_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_are_asked_for_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = 0
     original = Line.train_data
 
@@ -137,6 +140,6 @@ def test_it_is_asked_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Line, "train_data", counted)
     for expected in (2, 3):  # a pack loads its data once in any case
-        pack = PackRun([Point(0.01)], Line(), checked_training({"steps": 20}))
+        pack = PackRun([Point(0.01 * expected)], Line(), checked_training({"steps": 20}))
         pack.advance(0.0)
         assert asked == expected

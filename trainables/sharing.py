@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,47 +27,42 @@ log = logging.getLogger("stabmap")
 ORDER_STEPS = 8
 #: Of the global generators at the second time of asking.
 OTHER_SEED = 20_241
-#: What was found in this process before, by task and seed.
-_known: dict[tuple[Task, str, int], dict[str, str]] = {}
+#: What was found in this process before, by task and device, and by seed for weights.
+_known: dict[Hashable, str] = {}
 MOST_KNOWN = 64
 
-#: Which method of a task each hash is of.
-METHODS = {"data": "train_data()", "weights": "module(seed)"}
+#: The method of a task that each hash is of, and where its random numbers are to come from.
+METHODS = {
+    "data": ("train_data()", "a generator with a fixed seed"),
+    "weights": ("module(seed)", "a generator with the seed of the argument"),
+}
 
 
 def shared(bench: Bench, seed: int) -> dict[str, str]:
     """Hashes of what trajectories of one seed share: `data`, `order`, `weights`.
 
+    The data are asked for once a process and task.
+
     Raises:
         NotReproducibleError: a method of the task gives something else when it is asked again.
     """
-    key = (bench.task, bench.training.device, seed)
-    try:
-        if key in _known:
-            return _known[key]
-    except TypeError:  # a task that has no hash
-        return _found(bench, seed)
-    _known[key] = _found(bench, seed)
-    if len(_known) > MOST_KNOWN:
-        del _known[next(iter(_known))]
-    return _known[key]
 
+    def data() -> str:
+        return digest(bench.task.train_data())
 
-def _found(bench: Bench, seed: int) -> dict[str, str]:
-    first = {"data": digest([bench.inputs64, bench.targets64]), "weights": _weights(bench, seed)}
-    with _other_random_numbers():
-        again = {"data": digest(bench.task.train_data()), "weights": _weights(bench, seed)}
-    for what, method in METHODS.items():
-        if first[what] != again[what]:
-            raise NotReproducibleError(
-                f"task {bench.task.name}: {method} gives other {what} when it is called again, so "
-                "trajectories of one seed would not share them; draw all random numbers from a "
-                "generator with a fixed seed"
-                + (", that of the argument" if what == "weights" else "")
-            )
+    def weights() -> str:
+        return digest(bench.network(seed, torch.float64).state_dict().values())
+
+    def loaded() -> str:
+        return digest([bench.inputs64, bench.targets64])
+
+    here = bench.task, bench.training.device
     batches = [bench.batch(seed, step) for step in range(ORDER_STEPS)]
-    order = digest(rows for rows in batches if isinstance(rows, Tensor))
-    return {"data": first["data"], "order": order, "weights": first["weights"]}
+    return {
+        "data": _steady(bench.task, "data", here, loaded, data),
+        "order": digest(rows for rows in batches if isinstance(rows, Tensor)),
+        "weights": _steady(bench.task, "weights", (*here, seed), weights, weights),
+    }
 
 
 def warn_of_changes(task: Task, before: dict[str, str], now: dict[str, str]) -> None:
@@ -97,8 +92,29 @@ def _other_random_numbers() -> Iterator[None]:
         np.random.set_state(kept[1])
 
 
-def _weights(bench: Bench, seed: int) -> str:
-    return digest(bench.network(seed, torch.float64).state_dict().values())
+def _steady(
+    task: Task, what: str, key: Hashable, first: Callable[[], str], again: Callable[[], str]
+) -> str:
+    """A hash that is the same when it is asked for again."""
+    try:
+        if key in _known:
+            return _known[key]
+    except TypeError:  # a task that has no hash
+        key = None
+    found = first()
+    with _other_random_numbers():
+        same = again() == found
+    if not same:
+        method, source = METHODS[what]
+        raise NotReproducibleError(
+            f"task {task.name}: {method} gives other {what} when it is called again, so "
+            f"trajectories of one seed would not share them; draw all random numbers from {source}"
+        )
+    if key is not None:
+        _known[key] = found
+        if len(_known) > MOST_KNOWN:
+            del _known[next(iter(_known))]
+    return found
 
 
 def digest(tensors: Iterable[Any]) -> str:
