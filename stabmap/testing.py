@@ -108,9 +108,13 @@ def check_task(task: Task | str, **options: Any) -> TaskReport:
 
 def _problems(task: Task) -> Iterator[str]:
     """What else must be mended, the causes before what follows from them."""
-    yield from _same_data(task)
-    yield from _same_network(task)
-    yield from _same_training(task)
+    causes = [*_same_data(task), *_same_network(task)]
+    yield from causes
+    try:
+        yield from _same_training(task)
+    except NotReproducibleError as error:  # a pack refuses to train such a task
+        if not causes:
+            yield str(error)
 
 
 def _same_data(task: Task) -> Iterator[str]:
