@@ -8,12 +8,13 @@ OptunaSearch and Ray's MLflowLoggerCallback; by default Tune starts a process fo
 trials, and most of its cost is that process's imports, so it runs once more with reuse_actors=True.
 Each side runs in a process and a Ray of its own.
 
-A point's cost is the wall time from the first report that came in to the last, MLflow included, by
-the points that came in between, less half the time that the training of a point takes alone in a
-Ray worker (there are two). The time until the first report (imports, Ray, the workers' imports, a
-database for MLflow) and after the last (map, picture) is a cost a sweep and printed apart, and with
-the rest by the number of points. Other load on the machine makes everything larger: the processor
-time of the driver is printed too, and the load. About two minutes on an idle machine.
+A point's cost is the wall time from the first report that came in to the last, MLflow and the
+database included, by the points that came in between, less half the time that the training of a
+point takes alone in a Ray worker (there are two). The time until the first report (imports, Ray,
+the workers' imports, a database for MLflow) and after the last (map, picture) is a cost a sweep
+and printed apart, and with the rest by the number of points. Other load on the machine makes
+everything larger: the processor time of the driver is printed too, and the load. About two minutes
+on an idle machine.
 """
 
 from __future__ import annotations
@@ -115,7 +116,8 @@ class Shares:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.seconds: dict[str, float] = defaultdict(float)
-        self.late = 0.0
+        #: Wall time of the last write of each that may follow the last report.
+        self.late: dict[str, float] = {}
 
     def watch(self, owner: Any, name: str, share: str) -> None:
         """Add the processor time (of the store: the wall time) of a method to a share."""
@@ -129,7 +131,8 @@ class Shares:
             finally:
                 if self._clock.wall:
                     self.seconds[share] += now() - begin
-                    self.late = time.perf_counter() - wall if share == "MLflow" else self.late
+                    if share in ("MLflow", "database"):
+                        self.late[share] = time.perf_counter() - wall
 
         setattr(owner, name, timed)
 
@@ -137,6 +140,7 @@ class Shares:
 def sweep(folder: Path, points: int) -> Report:
     """stabmap: the default search."""
     from stabmap import load_spec
+    from sweeps.mirror import Mirror
     from sweeps.rounds import Rounds
     from sweeps.runner import _Session, execute
     from sweeps.store import Store
@@ -147,6 +151,7 @@ def sweep(folder: Path, points: int) -> Report:
     shares.watch(Rounds, "propose", "proposals")
     shares.watch(Tracker, "_write_points", "MLflow")
     shares.watch(Tracker, "_write_map", "MLflow")
+    shares.watch(Mirror, "_write", "database")
     shares.watch(Store, "extend", "store")
     take = _Session._take
 
@@ -168,7 +173,8 @@ def sweep(folder: Path, points: int) -> Report:
     )
     start_ray(folder)
     outcome = execute(spec)
-    found = clock.report(extra=shares.late)  # points that MLflow takes after the last report
+    # Points that MLflow and the database take after the last report.
+    found = clock.report(extra=sum(shares.late.values()))
     after = points - clock.count[0]
     found |= {f"share {name}": value / after for name, value in shares.seconds.items()}
     lines = (outcome.folder / "results.jsonl").read_text("utf-8").splitlines()
