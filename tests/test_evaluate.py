@@ -477,7 +477,9 @@ def test_a_divergent_training_ends_early_and_costs_nothing_more(
 
     monkeypatch.setattr(record, "sharpness", never)
     monkeypatch.setattr(type(CNN), "metric", metric)
-    (result,) = evaluate([Point(0.12, 0.0, 20.0)], CNN, steps=400, dtype="float64", backend="loop")
+    (result,) = evaluate(
+        [Point(0.12, 0.0, 20.0)], CNN, steps=400, dtype="float64", backend="loop", early=False
+    )
     (found,) = result.replicates
     assert result.verdict.regime is Regime.DIVERGENT
     assert result.verdict.reason is Reason.EXPLODED

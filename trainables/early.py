@@ -31,8 +31,12 @@ from trainables.verdict import (
 
 Array = NDArray[np.float64]
 
-#: Checks are made at multiples of 1/16 of the training.
-CHECKS = 16
+#: Checks are made at multiples of 1/32 of the training, ...
+CHECKS = 32
+#: ... the sharpness, which costs as much as dozens of steps, is looked at in every second one, ...
+LOOKS = 16
+#: ... and by plain descent, whose sharpness moves slowly, in every second one of these.
+SPARSE = 2
 #: Fewer steps than these, or fewer observations of the loss, show no trend.
 FEWEST = 32
 FEWEST_LOSSES = 12
@@ -57,6 +61,9 @@ STILL = 0.01
 LATE = 0.5
 #: The same where the sharpness is not known.
 LATE_BLIND = 0.75
+#: Share of the training before which no trend is called restrained: what is wild at the start may
+#: still blow up, or come to rest.
+SOON = 3 / 16
 #: A loss this many times above max(L at the start, 1), still rising, is a blow-up. Catapults
 #: come back from 1e2 to 1e3.
 LOST = 1e6
@@ -66,7 +73,16 @@ PERIODS = (1, 2, 4, 8)
 
 def check_steps(steps: int) -> tuple[int, ...]:
     """Numbers of updates after which to ask, for a training of `steps` updates."""
-    multiples = (-(-steps * i // CHECKS) for i in range(1, CHECKS))
+    return _multiples(steps, CHECKS)
+
+
+def look_steps(steps: int) -> tuple[int, ...]:
+    """Those of them whose sharpness may be asked for later."""
+    return _multiples(steps, LOOKS)
+
+
+def _multiples(steps: int, parts: int) -> tuple[int, ...]:
+    multiples = sorted({-(-steps * i // parts) for i in range(1, parts)})
     return tuple(t for t in multiples if FEWEST <= t < steps)
 
 
@@ -78,9 +94,9 @@ def settled(
     Args:
         seen: what was observed so far. `steps` is T; the arrays hold the first t steps, t one of
             `check_steps(T)`.
-        sharpness: sharpness over its threshold after this many updates, t or an earlier check. It
-            is asked only where the verdict would otherwise be stable. None where the verdict of
-            this training does not look at the sharpness.
+        sharpness: sharpness over its threshold after this many updates, t or an earlier one of
+            `look_steps(T)`. It is asked only where the verdict would otherwise be stable. None
+            where the verdict of this training does not look at the sharpness.
 
     Returns:
         Verdict and evidence, with t as the verdict's step; None if the training must go on.
@@ -212,7 +228,7 @@ class Trends:
         self.begun = begun
         self.steps = steps
         self.reach = _reach(begun.steps * 5 / 8, begun.steps * 7 / 8, steps)
-        self.loss = self._of(_ln_median)
+        self.loss = self._of(_mean_ln)
         self.up = self._of(self._ups)
 
     def _of(self, measure: Callable[[Array], float]) -> Trend:
@@ -220,7 +236,8 @@ class Trends:
         return Trend(measure(third), measure(last), self.reach)
 
     def _ups(self, loss: Array) -> float:
-        return math.log(max(_upward(self.begun, loss)[0], 1e-300))
+        # Below the noise a move is not counted: from there to a little above it is no rise.
+        return math.log(max(_upward(self.begun, loss)[0], NOISE * self.begun.roundoff))
 
     @property
     def amplification(self) -> tuple[float, float]:
@@ -316,7 +333,7 @@ def _followed(
         return None
     trends = [Trends(until(seen, t), seen.steps) for t in (now, earlier)]
     if all(t.restrained for t in trends):
-        return _judged(begun, Regime.RESTRAINED)
+        return _judged(begun, Regime.RESTRAINED) if now >= SOON * seen.steps else None
     if not all(t.stable for t in trends):
         return None
     late = now >= (LATE_BLIND if sharpness is None else LATE) * seen.steps
@@ -332,11 +349,15 @@ def _by_sharpness(
 ) -> tuple[Verdict, Evidence] | None:
     """Verdict where all but the sharpness is calm.
 
-    It must have been low at every check since half of what was run, and its rise since then, gone
+    It must have been low at every look since half of what was run, and its rise since then, gone
     on, must leave it low.
     """
     now = begun.steps
-    asked = [t for t in check_steps(steps) if now / 2 <= t <= now][::-1]
+    looks = [t for t in look_steps(steps) if now / 2 <= t <= now][::-1]
+    moves = begun.momentum or not begun.descends or len(looks) == 2
+    asked = looks[:: 1 if moves else SPARSE]
+    if len(asked) < 2 or asked[0] != now:
+        return None
     ratios = []
     for t in asked:
         ratios.append(sharpness(t))
@@ -348,11 +369,11 @@ def _by_sharpness(
         levels = np.log(np.maximum(ratios, FLAT))
         if levels[0] + reach * (levels[0] - levels.min()) < math.log(BLUNT):
             return _judged(seen, Regime.STABLE)
-    if begun.momentum or len(ratios) > 1 or asked[1] < steps / 2:
+    if begun.momentum or len(ratios) > 1 or looks[1] < steps / 2:
         return None
     # Plain descent above its threshold, twice where the verdict looks. Momentum may be on its way
     # to a spike, which counts as growth.
-    above = min(ratios[0], sharpness(asked[1])) > 1
+    above = min(ratios[0], sharpness(looks[1])) > 1
     return _judged(seen, Regime.RESTRAINED) if above else None
 
 
@@ -360,6 +381,11 @@ def _judged(begun: Observations, label: Regime) -> tuple[Verdict, Evidence] | No
     """The verdict of what was run so far, if it has this label."""
     verdict, evidence = judge(begun)
     return (verdict, evidence) if verdict.regime is label else None
+
+
+def _mean_ln(values: Array) -> float:
+    """Mean logarithm: a median jumps between the branches of an orbit that alternates."""
+    return float(np.log(np.maximum(values, 1e-300)).mean())
 
 
 def _upward(begun: Observations, loss: Array) -> tuple[float, float]:

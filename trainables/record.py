@@ -15,7 +15,7 @@ from trainables.dynamics.curvature import sharpness
 from trainables.dynamics.lyapunov import mean_rate
 from trainables.dynamics.optimisers import Optimiser
 from trainables.dynamics.thresholds import stability_ratio
-from trainables.early import check_steps, settled
+from trainables.early import check_steps, look_steps, settled
 from trainables.trajectory import Bench
 from trainables.verdict import EXPLOSION, Evidence, Observations, judge
 
@@ -23,6 +23,9 @@ from trainables.verdict import EXPLOSION, Evidence, Observations, judge
 CURVE_POINTS = 64
 #: Steps of the second half at which the sharpness is measured.
 SHARPNESS_SAMPLES = 8
+#: How far the sharpness may lie above what is found, of itself: at the end, and before, where it
+#: has to be below 0.95 of its threshold.
+TOLERANCE, EARLY_TOLERANCE = 1e-3, 0.05
 #: Rounding floor over the loss at the start, at most: a momentum near 1 must not swallow all moves.
 LARGEST_FLOOR = 1e-6
 
@@ -75,6 +78,7 @@ class Record:
         # A rate that still changes can change the label.
         asked = training.early and training.rates.constant
         self._check_steps = frozenset(check_steps(self.steps) if asked else ())
+        self._look_steps = look_steps(self.steps)
 
     def rule(self, step: int | None = None) -> Optimiser:
         """The update rule of the base trajectory after `step` updates; None: after those made."""
@@ -154,7 +158,8 @@ class Record:
         ratio = None
         if self._sharpness_steps:
             # The rule looks back to half of what was run.
-            kept = [c for c in self._checks if c["step"] >= self.step / 2]
+            looks = [t for t in self._look_steps if t >= self.step / 2]
+            kept = [c for c in self._checks if c["step"] in looks]
             self._checks = [*kept, _snapshot(self.step, parameters, scaling)]
             ratio = self._ratio_at
         self._settled = settled(self._observations(parameters, []), ratio)
@@ -164,7 +169,7 @@ class Record:
         known = dict(self._asked)
         if step not in known:
             [check] = [c for c in self._checks if c["step"] == step]
-            known[step] = self._sharpness_ratio(check)
+            known[step] = self._sharpness_ratio(check, EARLY_TOLERANCE)
             self._asked.append((step, known[step]))
         return known[step]
 
@@ -184,7 +189,7 @@ class Record:
             mirror.copy_(value)
         return self.mirror
 
-    def _sharpness_ratio(self, snapshot: Mapping[str, Any]) -> float:
+    def _sharpness_ratio(self, snapshot: Mapping[str, Any], rtol: float = TOLERANCE) -> float:
         """Sharpness of the base trajectory over its threshold."""
         scaling, decay, rule = None, 0.0, self.rule(snapshot["step"])
         if snapshot["scaling"] is not None:
@@ -197,6 +202,7 @@ class Record:
             self.bench.targets64,
             scaling,
             decay,
+            rtol=rtol,
         ).value
         return stability_ratio(rule, top)
 
