@@ -143,3 +143,10 @@ def test_data_are_asked_for_once_a_process(monkeypatch: pytest.MonkeyPatch) -> N
         pack = PackRun([Point(0.01 * expected)], Line(), checked_training({"steps": 20}))
         pack.advance(0.0)
         assert asked == expected
+
+
+def test_the_order_has_a_seed_of_its_own() -> None:
+    """Where several orders are tried with one set of initial weights."""
+    bench = Bench.of(Line(), Training())
+    one, other = shared(bench, 1), shared(bench, 1, 2)
+    assert {what for what in one if one[what] != other[what]} == {"order"}

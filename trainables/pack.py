@@ -191,7 +191,8 @@ class PackRun:
         """Once a pack, for its first replicate; the others come from the same methods."""
         if not self.points:
             return
-        found = shared(self._bench, self._record((0, 0)).seed)
+        record = self._record((0, 0))
+        found = shared(self._bench, record.seed, record.order)
         warn_of_changes(self._bench.task, self._shared, found)
         self._shared = found
 

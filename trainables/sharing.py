@@ -38,10 +38,15 @@ METHODS = {
 }
 
 
-def shared(bench: Bench, seed: int) -> dict[str, str]:
+def shared(bench: Bench, seed: int, order: int | None = None) -> dict[str, str]:
     """Hashes of what trajectories of one seed share: `data`, `order`, `weights`.
 
     The data are asked for once a process and task.
+
+    Args:
+        bench: the task with its data.
+        seed: of the initial weights.
+        order: seed of the data order; None for the same.
 
     Raises:
         NotReproducibleError: a method of the task gives something else when it is asked again.
@@ -57,7 +62,8 @@ def shared(bench: Bench, seed: int) -> dict[str, str]:
         return digest([bench.inputs64, bench.targets64])
 
     here = bench.task, bench.training.device
-    batches = [bench.batch(seed, step) for step in range(ORDER_STEPS)]
+    by = seed if order is None else order
+    batches = [bench.batch(by, step) for step in range(ORDER_STEPS)]
     return {
         "data": _steady(bench.task, "data", here, loaded, data),
         "order": digest(rows for rows in batches if isinstance(rows, Tensor)),
