@@ -53,7 +53,7 @@ def test_a_head_that_is_alone_is_a_gaussian() -> None:
 
 def test_widths_follow_the_neighbours() -> None:
     """0.3 times the mean distance to the three nearest: heads on a grid of ten pixels."""
-    grid = np.stack(np.meshgrid(np.arange(5), np.arange(5)), -1).reshape(-1, 2) * 10.0 + 60
+    grid: Any = np.stack(np.meshgrid(np.arange(5), np.arange(5)), -1).reshape(-1, 2) * 10.0 + 60
     found = density(grid, 160, 160)
     # In the middle all three neighbours are 10 away: 3 pixels wide.
     single = np.zeros((160, 160))

@@ -875,6 +875,7 @@ def test_a_replicate_names_its_evidence() -> None:
         "sharpness_ratio",
         "rise",
         "metric",
+        "metric_k3",
         "lyapunov_exponent",
     }
     assert set(found.curves) == {"loss", "rel_l1_k3", "sharpness_ratio"}

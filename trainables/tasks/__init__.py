@@ -49,13 +49,17 @@ class Task(Protocol):
 
     Attributes:
         name: name in specs, tags and file names.
-        metric_name: what `metric` measures.
-        stand_in: what the data stand in for, or None where they are the real thing.
     """
 
     name: ClassVar[str]
-    metric_name: ClassVar[str]
-    stand_in: ClassVar[str | None]
+
+    @property
+    def metric_name(self) -> str:
+        """What `metric` measures."""
+
+    @property
+    def stand_in(self) -> str | None:
+        """What the data stand in for and what they are, or None where they are the real thing."""
 
     @property
     def regularised_layer(self) -> str | None:

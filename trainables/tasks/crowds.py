@@ -85,7 +85,8 @@ def pooled(values: Array, factor: int) -> Array:
     """Sums over squares of `factor` pixels: the number of heads stays what it is."""
     height, width = (side // factor for side in values.shape)
     cut = values[: height * factor, : width * factor]
-    return cut.reshape(height, factor, width, factor).sum((1, 3))
+    found: Array = cut.reshape(height, factor, width, factor).sum((1, 3))
+    return found
 
 
 # --------------------------------------------------------------------------- folders
@@ -144,7 +145,8 @@ def _read_image(folder: Path, number: str) -> Array:
     path = folder / f"{number}.jpg" if path is None else path
     try:
         with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"), dtype=np.float64) / 255.0
+            pixels: Array = np.asarray(picture.convert("RGB"), dtype=np.float64) / 255.0
+            return pixels
     except (OSError, SyntaxError, ValueError) as error:
         raise _unreadable(path, error) from error
 
