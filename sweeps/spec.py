@@ -34,7 +34,7 @@ from trainables.domain import (
     nearest,
     unknown_axis,
 )
-from trainables.messages import redacted, shown
+from trainables.messages import listed, redacted, shown
 
 if TYPE_CHECKING:
     from trainables.dynamics.stabilisers import Stabiliser
@@ -192,6 +192,7 @@ class SweepSpec(_Part):
     stabiliser: Annotated[NamedPart, BeforeValidator(_stabiliser)] = NamedPart(name="stability")
     sharpness: bool = True
     lyapunov: bool = True
+    evaluate_every: int | None = None
     early: bool = True
     backend: BackendName = "auto"
     search: Annotated[SearchPart, BeforeValidator(_method)] = SearchPart()
@@ -256,11 +257,21 @@ class SweepSpec(_Part):
         """Remarks on what is allowed but has no effect."""
         from trainables.dynamics.stabilisers import options_of
 
+        notes = [*self.training.notes]
         given = self.training.stabiliser
-        if self.stabilised or given == options_of(_get_stabiliser(NO_STABILISER)):
-            return self.training.notes
-        idle = f"stabiliser {self.stabiliser.name} does nothing at alpha 0: give axes.alpha a range"
-        return (*self.training.notes, idle)
+        if not self.stabilised and given != options_of(_get_stabiliser(NO_STABILISER)):
+            name = self.stabiliser.name
+            notes.append(f"stabiliser {name} does nothing at alpha 0: give axes.alpha a range")
+        if self.stand_in is not None:
+            notes.append(f"the data are a stand-in for {self.stand_in}")
+        return tuple(notes)
+
+    @property
+    def stand_in(self) -> str | None:
+        """What the data stand in for and what they are; None where they are the real thing."""
+        from trainables.tasks import get_task
+
+        return get_task(self.task_name, **self.task_options).stand_in
 
     @property
     def gpus(self) -> float:
@@ -314,6 +325,7 @@ class SweepSpec(_Part):
         none = {} if self.stabilised else {"stabiliser": {"name": NO_STABILISER}}
         file = {"source": self.source.hash} if self.source else {}
         axes = {a.name: {k: v for k, v in asdict(a).items() if k != "name"} for a in self.space}
+        data = {"stand_in": self.stand_in} if self.stand_in is not None else {}
         # A budget that grows begins with the same search, and its longer audit like the shorter.
         unused = {"audit"}
         unused |= set() if self.search.method == "grid" else {"levels"}
@@ -325,6 +337,7 @@ class SweepSpec(_Part):
             "search": self.search.model_dump(mode="json", exclude=unused),
             "stabmap": __version__,
             **file,
+            **data,
         }
 
     @cached_property
@@ -424,7 +437,10 @@ def _read(source: str | Path) -> dict[str, Any]:
         raw = parse(text)
     except OSError as error:
         law = "cannot be read as a file"
-        remedy = f"give the path of a YAML file, or a preset: {', '.join(preset_names())}"
+        guess = nearest(str(source), preset_names())
+        meant = f"did you mean {guess}? " if guess else ""
+        known = listed(preset_names(), "README.md")
+        remedy = f"{meant}give the path of a YAML file, or a preset: {known}"
         raise InputError([Mistake("spec", str(source), law, remedy)]) from error
     except NotPlain as error:
         raise InputError([Mistake("spec", str(source), error.law, error.remedy)]) from error
@@ -556,6 +572,7 @@ EXAMPLES = {
     "stabiliser": "clip-norm, or {name: stability, anchor: epoch}, or none",
     "sharpness": "true",
     "lyapunov": "true",
+    "evaluate_every": "20",
     "early": "true",
     "backend": "auto",
     "search": "boundary, or {method: boundary, batch: 8}",
@@ -689,7 +706,7 @@ def _task_of(spec: SweepSpec) -> tuple[Task | None, list[Mistake]]:
 
     name = spec.task.name
     if name is None:
-        known = ", ".join(task_names())
+        known = listed(task_names(), "stabmap tasks")
         return None, [Mistake("task", None, "every sweep needs a task", f"use one of {known}")]
     if ".py:" in name:  # a spec may come from anybody, and reading it must not execute a file
         path, _, inner = name.rpartition(":")

@@ -66,6 +66,10 @@ def estimate(task: Task, training: Training, points: int | None, workers: int) -
     updates = trajectories * training.steps
     per_point = updates * (forward + backward)
     per_point += training.replicates * training.steps * forward * (1 if task.batch is None else 2)
+    if training.evaluate_every is not None:
+        samples = len(task.test_data()[0]) / len(task.train_data()[0][: task.batch])
+        times = training.replicates * training.steps / training.evaluate_every
+        per_point += times * samples * forward
     if task.batch is None and training.sharpness:
         # Eight measurements of about sixteen Hessian-vector products, 1.4 gradients each.
         per_point += training.replicates * 8 * 16 * 1.4 * (forward + backward)

@@ -415,6 +415,8 @@ class Training:
         sharpness: whether the verdict of full-batch trainings also looks at the sharpness.
         lyapunov: whether the finite-time Lyapunov exponent is measured, by one more trajectory a
             seed. It is reported and decides nothing.
+        evaluate_every: number of updates after which the metric on held-out data is measured, again
+            and again; the values are a curve of the replicate. None measures it at the end alone.
         backend: what trains many trajectories at once: `exact` (the task's own program), `wide`
             or `batched` (layers batched by hand), `vmap` (`torch.func`) or `loop` (one after the
             other); they round differently. `auto` takes the first of them that suits the task and
@@ -443,6 +445,7 @@ class Training:
     stabiliser: str | Mapping[str, Any] = "stability"
     sharpness: bool = True
     lyapunov: bool = True
+    evaluate_every: int | None = None
     early: bool = True
     backend: BackendName = "auto"
 
@@ -530,6 +533,10 @@ class Training:
                 f"steps >= 20 (the verdict looks at the last tenth), and at most {MOST_STEPS}",
                 "use a few hundred",
             )
+        every = self.evaluate_every
+        if every is not None and not (_is_integer(every) and 1 <= every <= MOST_STEPS):
+            law = f"a number of updates >= 1, and at most {MOST_STEPS}"
+            yield Mistake("evaluate_every", every, law, "use 20, or leave it out")
         rate = self.steps_at_lr
         if rate is not None and not (_is_number(rate) and 0 < rate < math.inf):
             yield Mistake("steps_at_lr", rate, "a learning rate > 0", "use 0.1, or leave it out")

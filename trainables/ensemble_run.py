@@ -159,8 +159,18 @@ class EnsembleRun:
         bench = self.bench
         if bench.full_batch:
             return bench.inputs, bench.targets, False
-        chosen = torch.stack(list(rows)).repeat_interleave(self._rows, 0)
-        return bench.inputs[chosen], bench.targets[chosen], True
+        inputs, targets = self._own_batches(rows, False)
+        repeats = self._rows
+        return inputs.repeat_interleave(repeats, 0), targets.repeat_interleave(repeats, 0), True
+
+    def _own_batches(self, rows: Sequence[Any], wide: bool) -> tuple[Tensor, Tensor]:
+        """The mini-batch of each replicate, (replicates, batch, ...)."""
+        pairs = [
+            self.bench.data(chosen, record.order, record.step, wide)
+            for chosen, record in zip(rows, self.records, strict=True)
+        ]
+        inputs, targets = zip(*pairs, strict=True)
+        return torch.stack(inputs), torch.stack(targets)
 
     def _update(self, gradients: Sequence[Tensor]) -> None:
         rules = self._stacked_rules()
@@ -271,6 +281,8 @@ class EnsembleRun:
             record.move(column[: self._ks], column[self._ks], column[self._ks + 1 :])
             if record.asks:  # the step is over
                 record.ask(*self._base(i, 0))
+            if record.measures:
+                record.measure(self._base(i, 0)[0])
 
     def _objectives(self, base: list[Tensor], losses: Tensor, watchers: list[int]) -> Tensor:
         """Objectives in float64 before the update, of those replicates that are watched."""
@@ -288,8 +300,7 @@ class EnsembleRun:
         self, base: list[Tensor], after: list[Tensor], rows: Sequence[Any]
     ) -> list[list[float]]:
         """Objectives of each replicate's own mini-batch, before and after."""
-        chosen, everyone = torch.stack(list(rows)), range(len(rows))
-        batch = self.bench.inputs64[chosen], self.bench.targets64[chosen]
+        everyone, batch = range(len(rows)), self._own_batches(rows, True)
         pair = [self._objective(p, everyone, *batch, True) for p in (base, after)]
         found: list[list[float]] = torch.stack(pair, 1).tolist()
         return found

@@ -38,7 +38,7 @@ def evaluate(points: Sequence[Point], task: Task | str, **training: Any) -> list
         task: a task or the name of one.
         **training: the fields of `Training`: ks, seeds, seed, steps, steps_at_lr, schedule,
             dtype, device, optimiser, momentum, decay, beta2, eps, stabiliser, sharpness,
-            lyapunov, backend, early.
+            lyapunov, evaluate_every, backend, early.
 
     Returns:
         One result a point, in order; `.verdict` has regime, margins, reason and step. A result
@@ -164,4 +164,5 @@ def check_reproducible(point: Point, task: Task, training: Training) -> None:
 
 
 def _flat(module: nn.Module) -> Tensor:
-    return torch.cat([p.detach().reshape(-1) for p in module.parameters()])
+    values = [*module.parameters(), *(b for b in module.buffers() if b.is_floating_point())]
+    return torch.cat([v.detach().reshape(-1) for v in values])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from urllib.parse import unquote
 
 #: Words that announce a secret: as a key, or before `=` in an address.
@@ -68,6 +69,13 @@ def printable(text: str) -> str:
 def shortened(text: str, length: int) -> str:
     """A text of at most so many characters; dots stand for the rest."""
     return text if len(text) <= length else f"{text[: length - 4]} ..."
+
+
+def listed(names: Sequence[str], where: str, room: int = 120) -> str:
+    """Names with commas: as many as fit, then how many more there are and where all of them are."""
+    kept = [name for i, name in enumerate(names) if len(", ".join(names[: i + 1])) <= room]
+    more = len(names) - len(kept)
+    return ", ".join(kept) + (f" and {more} more ({where})" if more else "")
 
 
 def shown(value: object) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trainables.domain import InputError, Mistake, nearest
+from trainables.messages import listed
 
 
 def choice(field: str, value: object, allowed: Sequence[str]) -> Iterator[Mistake]:
@@ -82,13 +83,22 @@ def layer_names(field: str, value: object) -> Iterator[Mistake]:
         yield Mistake(field, value, "names of layers, each once", "leave it out for the default")
 
 
-def unknown_name(field: str, kind: str, name: object, known: Sequence[str]) -> InputError:
-    """The error of asking for a task or stabiliser that there is not."""
+def unknown_name(
+    field: str, kind: str, name: object, known: Sequence[str], where: str | None = None
+) -> InputError:
+    """The error of asking for a task or stabiliser that there is not.
+
+    Args:
+        field: as it is written in a spec.
+        kind: of what there is not.
+        name: what was asked for.
+        known: all that there are.
+        where: all of them are listed, so that a message may name a few only.
+    """
     guess = nearest(str(name), known)
     meant = f"did you mean {guess}? " if guess else ""
-    return InputError(
-        [Mistake(field, name, f"no such {kind}", f"{meant}known: {', '.join(known)}")]
-    )
+    names = ", ".join(known) if where is None else listed(known, where)
+    return InputError([Mistake(field, name, f"no such {kind}", f"{meant}known: {names}")])
 
 
 def construct(field: str, name: str, found: type[Any], options: Mapping[str, Any]) -> Any:

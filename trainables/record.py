@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -26,6 +29,8 @@ SHARPNESS_SAMPLES = 8
 #: How far the sharpness may lie above what is found, of itself: at the end, and before, where it
 #: has to be below 0.95 of its threshold.
 TOLERANCE, EARLY_TOLERANCE = 1e-3, 0.05
+#: Held-out samples that pass the network at once: more would fill the memory.
+MOST_HELD_OUT = 1000
 #: Rounding floor over the loss at the start, at most: a momentum near 1 must not swallow all moves.
 LARGEST_FLOOR = 1e-6
 
@@ -74,6 +79,7 @@ class Record:
         #: For early verdicts: parameters at the checks, and sharpness ratios asked for there.
         self._checks: list[dict[str, Any]] = []
         self._asked: list[tuple[int, float]] = []
+        self._metrics: list[tuple[int, float]] = []
         self._settled: tuple[Verdict, Evidence] | None = None
         # A rate that still changes can change the label.
         asked = training.early and training.rates.constant
@@ -139,30 +145,46 @@ class Record:
         if self.ended is not None:
             self.ended = self.step
 
-    def photograph(self, parameters: Iterable[Tensor], scaling: Tensor | None) -> None:
+    def photograph(
+        self, parameters: Iterable[Tensor], scaling: Tensor | None, buffers: Iterable[Tensor] = ()
+    ) -> None:
         """Keep the parameters of the base trajectory after this step's update; before `move`."""
-        self._snapshots.append(_snapshot(self.step, parameters, scaling))
+        self._snapshots.append(_snapshot(self.step, parameters, scaling, buffers))
 
     @property
     def asks(self) -> bool:
         """Whether it is time to ask if more steps can change the label; after `move`."""
         return self.ended is None and self.step in self._check_steps
 
-    def ask(self, parameters: Sequence[Tensor], scaling: Tensor | None) -> None:
+    def ask(
+        self, parameters: Sequence[Tensor], scaling: Tensor | None, buffers: Iterable[Tensor] = ()
+    ) -> None:
         """Ask whether more steps can change the label (`trainables.early`).
 
         Args:
             parameters: of the base trajectory now.
             scaling: of its optimiser's preconditioner now.
+            buffers: of its network now, where they change.
         """
         ratio = None
         if self._sharpness_steps:
             # The rule looks back to half of what was run.
             looks = [t for t in self._look_steps if t >= self.step / 2]
             kept = [c for c in self._checks if c["step"] in looks]
-            self._checks = [*kept, _snapshot(self.step, parameters, scaling)]
+            self._checks = [*kept, _snapshot(self.step, parameters, scaling, buffers)]
             ratio = self._ratio_at
         self._settled = settled(self._observations(parameters, []), ratio)
+
+    @property
+    def measures(self) -> bool:
+        """Whether it is time to measure the metric; after `move`."""
+        every = self.bench.training.evaluate_every
+        return every is not None and self.ended is None and self.step % every == 0
+
+    def measure(self, parameters: Sequence[Tensor], buffers: Iterable[Tensor] = ()) -> None:
+        """Take note of the metric on held-out data at these values of the base trajectory."""
+        figure = self._metric(parameters, buffers)
+        self._metrics.append((self.step, math.nan if figure is None else figure))
 
     def _ratio_at(self, step: int) -> float:
         """Sharpness over threshold at a check."""
@@ -183,10 +205,12 @@ class Record:
     # ------------------------------------------------------------- the verdict
 
     @torch.no_grad()
-    def network(self, parameters: Sequence[Tensor]) -> nn.Module:
-        """The mirror with these parameters."""
+    def network(self, parameters: Sequence[Tensor], buffers: Iterable[Tensor] = ()) -> nn.Module:
+        """The mirror with these parameters and, where they change in training, these buffers."""
         for mirror, value in zip(self.mirror.parameters(), parameters, strict=True):
             mirror.copy_(value)
+        for buffer, value in zip(self.mirror.buffers(), buffers, strict=False):
+            buffer.copy_(value)
         return self.mirror
 
     def _sharpness_ratio(self, snapshot: Mapping[str, Any], rtol: float = TOLERANCE) -> float:
@@ -196,7 +220,7 @@ class Record:
             scaling = snapshot["scaling"].numpy()
             decay = rule.weight_decay if rule.coupled else 0.0
         top = sharpness(
-            self.network(snapshot["parameters"]),
+            self.network(snapshot["parameters"], snapshot["buffers"]),
             self.loss.value,
             self.bench.inputs64,
             self.bench.targets64,
@@ -231,6 +255,7 @@ class Record:
         parameters: Sequence[Sequence[Tensor]],
         rates: Sequence[float],
         backend: str = "loop",
+        buffers: Sequence[Sequence[Tensor]] = (),
     ) -> Replicate:
         """Judge what was seen. Call it when `done`.
 
@@ -238,6 +263,7 @@ class Record:
             parameters: of the trajectory of each k at the end; the first is the base.
             rates: of the neighbour's growth at each step, where there is one.
             backend: what trained it.
+            buffers: of the network of each k at the end, where they change.
         """
         pairs = [(step - 1, ratio) for step, ratio in self._asked]  # after the update of that step
         if self._settled is None and self.ended is None:
@@ -245,13 +271,16 @@ class Record:
         seen = self._observations(parameters[0], [ratio for _, ratio in pairs])
         verdict, evidence = self._settled or judge(seen)
         names = metric_names(self.bench.training.ks)
-        for name, mine in zip(names, parameters, strict=True):
-            evidence = {**evidence, name: None if self.ended else self._metric(mine)}
+        states = zip_longest(parameters, buffers, fillvalue=())
+        for name, (mine, state) in zip(names, states, strict=True):
+            evidence = {**evidence, name: None if self.ended else self._metric(mine, state)}
         if self.bench.training.lyapunov:
             evidence["lyapunov_exponent"] = mean_rate(rates[self._half :])
         curves = {"loss": _curve(self._loss_steps, self._loss)}
         for k, column in zip(self.bench.training.ks[1:], seen.separation, strict=True):
             curves[f"rel_l1_k{k}"] = _curve(range(1, len(column) + 1), column)
+        if self._metrics:
+            curves["metric"] = _curve(*zip(*self._metrics, strict=True))
         if pairs:
             curves["sharpness_ratio"] = _curve(*zip(*sorted(pairs), strict=True))
         order = None if self.order == self.seed else self.order
@@ -277,9 +306,13 @@ class Record:
         return min(floor, LARGEST_FLOOR * abs(self._loss[0]))
 
     @torch.no_grad()
-    def _metric(self, parameters: Sequence[Tensor]) -> float | None:
-        inputs, targets = (t.to(self.bench.training.device) for t in self.bench.task.test_data())
-        figure = float(self.bench.task.metric(self.network(parameters)(inputs), targets))
+    def _metric(self, parameters: Sequence[Tensor], buffers: Iterable[Tensor]) -> float | None:
+        inputs, targets = self.bench.held_out
+        network = self.network(parameters, buffers)
+        with _evaluation_mode(network):
+            parts = [network(part) for part in torch.split(inputs, MOST_HELD_OUT)]
+        outputs = parts[0] if len(parts) == 1 else torch.cat(parts)
+        figure = float(self.bench.task.metric(outputs, targets))
         return figure if np.isfinite(figure) else None
 
     # ------------------------------------------------------------- interruptions
@@ -300,13 +333,29 @@ class Record:
 
 _RECORDS = (
     "_loss_steps", "_loss", "_change", "_separation", "_ascent", "_snapshots", "_checks", "_asked",
+    "_metrics",
 )  # fmt: skip
 
 
-def _snapshot(step: int, parameters: Iterable[Tensor], scaling: Tensor | None) -> dict[str, Any]:
+def _snapshot(
+    step: int, parameters: Iterable[Tensor], scaling: Tensor | None, buffers: Iterable[Tensor]
+) -> dict[str, Any]:
     # On the processor: many copies of a network are too much for a shared GPU.
-    kept = [p.detach().to("cpu", copy=True) for p in parameters]
-    return {"step": step, "parameters": kept, "scaling": None if scaling is None else scaling.cpu()}
+    kept, state = ([t.detach().to("cpu", copy=True) for t in ts] for ts in (parameters, buffers))
+    scales = None if scaling is None else scaling.cpu()
+    return {"step": step, "parameters": kept, "buffers": state, "scaling": scales}
+
+
+@contextmanager
+def _evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """As a network is used, not trained: running statistics, no dropout; then as it was."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def _curve(steps: Iterable[int], values: Iterable[float]) -> Curve:

@@ -15,6 +15,9 @@ from trainables.dynamics.thresholds import preconditioner_scaling
 from trainables.record import Record
 from trainables.trajectory import PROBE_SAMPLES, Trajectory
 
+#: Parameters and buffers of a trajectory.
+_State = tuple[list[Tensor], list[Tensor]]
+
 
 class ReplicateRun:
     """All k of one point and one seed, side by side, a step at a time.
@@ -28,7 +31,7 @@ class ReplicateRun:
         self.bench, self.point = record.bench, record.point
         training = self.bench.training
         self.trajectories = [
-            Trajectory(self.bench, self.point, k, record.seed) for k in training.ks
+            Trajectory(self.bench, self.point, k, record.seed, record.order) for k in training.ks
         ]
         self._neighbour = Neighbour(self.trajectories[0]) if training.lyapunov else None
 
@@ -42,46 +45,48 @@ class ReplicateRun:
         record, bench = self.record, self.bench
         base, *others = self.trajectories
         rows = bench.batch(record.order, record.step)
-        before = base.snapshot()
+        before = base.snapshot(), [b.clone() for b in base.buffers]
         losses = [float(base.step(rows))]
         losses += [float(other.step(rows)) for other in others]
         if self._neighbour is not None:
             self._neighbour.step(rows)
         after = [p.detach() for p in base.parameters]
-        self._observe_loss(before, after, rows, losses[0])
-        change = rel_l1(after, before)
+        self._observe_loss(before, (after, base.buffers), rows, losses[0])
+        change = rel_l1(after, before[0])
         separation = [rel_l1(after, [p.detach() for p in o.parameters]) for o in others]
         if record.photographs:
-            record.photograph(after, self._scaling())
+            record.photograph(after, self._scaling(), base.buffers)
         record.move(losses, change, separation)
         if record.asks:
-            record.ask(after, self._scaling())
+            record.ask(after, self._scaling(), base.buffers)
+        if record.measures:
+            record.measure(after, base.buffers)
 
     def _scaling(self) -> Tensor | None:
         base = self.trajectories[0]
         return preconditioner_scaling(base.optimiser, base.slots, base.age)
 
     def _observe_loss(
-        self, before: list[Tensor], after: list[Tensor], rows: Tensor | slice, loss: float
+        self, before: _State, after: _State, rows: Tensor | slice, loss: float
     ) -> None:
         """Record the objective before the update, in float64; for mini-batches on a probe set."""
         bench, record = self.bench, self.record
         if bench.full_batch:
             if bench.training.dtype == "float64":
-                record.watch(loss + self._decay_term(before))
+                record.watch(loss + self._decay_term(before[0]))
             else:
                 record.watch(self._objective(before, bench.inputs64, bench.targets64))
             return
         if record.watches:
             probe = bench.inputs64[:PROBE_SAMPLES], bench.targets64[:PROBE_SAMPLES]
             record.watch(self._objective(before, *probe))
-        batch = bench.inputs64[rows], bench.targets64[rows]
+        batch = bench.data(rows, record.order, record.step, wide=True)
         record.compare(self._objective(before, *batch), self._objective(after, *batch))
 
     @torch.no_grad()
-    def _objective(self, parameters: list[Tensor], inputs: Tensor, targets: Tensor) -> float:
-        outputs = self.record.network(parameters)(inputs)
-        return float(self.record.loss.value(outputs, targets)) + self._decay_term(parameters)
+    def _objective(self, state: _State, inputs: Tensor, targets: Tensor) -> float:
+        outputs = self.record.network(*state)(inputs)
+        return float(self.record.loss.value(outputs, targets)) + self._decay_term(state[0])
 
     def _decay_term(self, parameters: list[Tensor]) -> float:
         if not self.point.weight_decay:
@@ -93,7 +98,7 @@ class ReplicateRun:
         """Judge what was seen. Call it when `done`."""
         rates = self._neighbour.rates if self._neighbour is not None else []
         ends = [[p.detach() for p in t.parameters] for t in self.trajectories]
-        return self.record.result(ends, rates)
+        return self.record.result(ends, rates, buffers=[t.buffers for t in self.trajectories])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the rest of the run depends on."""

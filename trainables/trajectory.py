@@ -18,7 +18,7 @@ from trainables.dynamics.optimisers import Optimiser, Slots
 from trainables.dynamics.stabilisers import Action, Setting, Stabiliser, Step, stabiliser_of
 from trainables.dynamics.torch_optimiser import optimiser_of
 from trainables.losses import Loss
-from trainables.tasks import Task
+from trainables.tasks import Augmented, Task
 
 #: Training samples that the loss of a mini-batch training is watched on.
 PROBE_SAMPLES = 256
@@ -174,6 +174,42 @@ class Bench:
         rows = order[position * size : (position + 1) * size]
         return torch.from_numpy(rows).to(self.inputs.device)
 
+    def data(
+        self, rows: Tensor | slice, seed: int, step: int, wide: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the batch of one step, the same for all k.
+
+        Args:
+            rows: what `batch` gives for this seed and step.
+            seed: of the data order.
+            step: updates made before.
+            wide: whether in float64, for diagnostics, rather than in the training's dtype.
+        """
+        data = (self.inputs64, self.targets64) if wide else (self.inputs, self.targets)
+        inputs, targets = (tensor[rows] for tensor in data)
+        if self.task.batch is not None and isinstance(self.task, Augmented):
+            inputs = self.task.augment(inputs, seed, step)
+        return inputs, targets
+
+    @cached_property
+    def held_out(self) -> tuple[Tensor, Tensor]:
+        """Inputs and targets that are held out, on the device."""
+        inputs, targets = self.task.test_data()
+        return inputs.to(self.training.device), targets.to(self.training.device)
+
+    @cached_property
+    def keeps_state(self) -> bool:
+        """Whether a forward pass changes the network's buffers, as batch normalisation does."""
+        module = self.network(0, self.dtype)
+        buffers = list(module.buffers())
+        if not buffers:
+            return False
+        before = [b.clone() for b in buffers]
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            module(self.inputs[: self.task.batch])
+        pairs = zip(before, module.buffers(), strict=True)
+        return not all(torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in pairs)
+
     def network(self, seed: int, dtype: torch.dtype) -> nn.Module:
         """The network with initial weights from the seed, on the device."""
         with torch.random.fork_rng(devices=[]):  # building layers must not use up global numbers
@@ -205,11 +241,15 @@ class Trajectory:
         bench: the task with its data.
         point: learning rate, strength of the stabiliser, weight decay.
         k: perturbation integer.
-        seed: seed of initial weights and data order.
+        seed: seed of initial weights.
+        order: seed of the data order and of what augments it; None for the same.
     """
 
-    def __init__(self, bench: Bench, point: Point, k: int, seed: int) -> None:
+    def __init__(
+        self, bench: Bench, point: Point, k: int, seed: int, order: int | None = None
+    ) -> None:
         self.bench, self.point, self.k, self.seed = bench, point, k, seed
+        self.order = seed if order is None else order
         self.module = bench.network(seed, bench.dtype)
         self.parameters = list(self.module.parameters())
         self.optimiser = bench.rule(point, k, 0)
@@ -235,7 +275,7 @@ class Trajectory:
         Returns:
             The loss of the batch before the update, without decay and penalties, detached.
         """
-        inputs, targets = self.bench.inputs[rows], self.bench.targets[rows]
+        inputs, targets = self.bench.data(rows, self.order, self.count)
         if not self.bench.training.rates.constant:
             self.optimiser = self.bench.rule(self.point, self.k, self.count)
             if self.action is not None:
@@ -276,6 +316,11 @@ class Trajectory:
     def snapshot(self) -> list[Tensor]:
         """Copies of the parameters."""
         return [p.detach().clone() for p in self.parameters]
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        """Buffers of the network, such as running statistics; none where they never change."""
+        return list(self.module.buffers()) if self.bench.keeps_state else []
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""

@@ -19,8 +19,8 @@ class Neighbour:
     """A training that starts sqrt(u) ||theta|| beside another and is kept at that distance.
 
     It sees the same batches and the same k. After every step it is pulled back to sqrt(u)
-    ||theta|| along its own direction; the optimiser's and the stabiliser's state by the same
-    factor, for they are part of what the map acts on.
+    ||theta|| along its own direction; the optimiser's and the stabiliser's state and the network's
+    buffers by the same factor, for they are part of what the map acts on.
 
     Args:
         base: the trajectory to go beside, before its first step.
@@ -29,7 +29,7 @@ class Neighbour:
     def __init__(self, base: Trajectory) -> None:
         self.base = base
         bench = base.bench
-        self.other = Trajectory(bench, base.point, base.k, base.seed)
+        self.other = Trajectory(bench, base.point, base.k, base.seed, base.order)
         self._size = math.sqrt(bench.roundoff)
         self._restarts = 0
         self._distance = self._restart()
@@ -73,6 +73,9 @@ class Neighbour:
             tuple(pulled(a, b, factor) for a, b in zip(mine, theirs, strict=True))
             for mine, theirs in zip(self.base.slots, self.other.slots, strict=True)
         ]
+        for b, c in zip(self.base.buffers, self.other.buffers, strict=True):
+            if c.is_floating_point() and not torch.equal(b, c):
+                c.copy_(pulled(b, c, factor))
         if self.base.action is not None and self.other.action is not None:
             mine, theirs = self.base.action.state_dict(), self.other.action.state_dict()
             state = {name: pulled(mine[name], theirs[name], factor) for name in mine}

@@ -102,6 +102,18 @@ class Described(Protocol):
     needs: ClassVar[str | None]
 
 
+@runtime_checkable
+class Augmented(Protocol):
+    """A task that changes the inputs of each mini-batch; full batches are left as they are."""
+
+    def augment(self, inputs: Tensor, seed: int, step: int) -> Tensor:
+        """The inputs of the update after `step` others, changed.
+
+        The change depends on the seed, that of the data order, and the step alone: all k of a
+        replicate see the same inputs, and so do diagnostics, in float64.
+        """
+
+
 @lru_cache(maxsize=1)
 def _installed() -> dict[str, Any]:
     return {entry.name: entry for entry in entry_points(group=GROUP)}
@@ -144,7 +156,7 @@ def task_class(name: str) -> type[Any]:
         return registered()[name]
     if name in _installed():
         return _installed()[name].load()  # type: ignore[no-any-return]
-    raise unknown_name("task", "task", name, task_names())
+    raise unknown_name("task", "task", name, task_names(), "stabmap tasks")
 
 
 def get_task(name: str, **options: Any) -> Task:

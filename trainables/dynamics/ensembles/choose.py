@@ -94,6 +94,11 @@ MOST_KNOWN = 8
 
 def _choose(bench: Bench, wanted: str) -> tuple[Backend | None, dict[str, str]]:
     struck: dict[str, str] = {}
+    if bench.keeps_state:
+        law = "the network changes its buffers, as batch normalisation does"
+        if wanted == "auto":
+            return None, {"all": law}
+        raise InputError([Mistake("backend", wanted, law, "use auto or loop")])
     trial = Trial.of(bench)
     for backend in candidates(bench):
         if wanted not in ("auto", backend.name):
