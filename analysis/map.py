@@ -76,6 +76,12 @@ class StabilityMap:
     frame: pd.DataFrame
     about: Mapping[str, Any]
 
+    @property
+    def stand_in(self) -> str | None:
+        """What the data stand in for and what they are; None where they are the real thing."""
+        given = self.about.get("stand_in")
+        return None if given is None else str(given)
+
     @classmethod
     def of(
         cls,

@@ -30,6 +30,8 @@ HATCHES = {"stable": "", "restrained": "//", "divergent": "xx"}
 MARKERS = {"stable": "o", "restrained": "s", "divergent": "X"}
 #: Cells along each side of a panel.
 RESOLUTION = 160
+#: Characters of a line of the title: more are wider than a map of two axes.
+LONGEST_LINE = 80
 #: Panels along a third free axis, in unit coordinates.
 SLICES = (0.0, 0.5, 1.0)
 #: Width of a picture beside text, in pixels.
@@ -273,7 +275,7 @@ def _regions(stability_map: StabilityMap, free: Sequence[Axis], theory: bool) ->
             _theory(panel, stability_map, across, up)
         if third is not None:
             panel.set_title(f"{third.name} = {held[third.name]:.3g}", fontsize=10)
-    figure.suptitle("   ".join(title_parts(stability_map)), fontsize=11)
+    figure.suptitle(_title(stability_map), fontsize=11)
     figure.legend(
         handles=_legend(panels[0]), loc="outside lower center", ncols=3, fontsize=8, frameon=False
     )
@@ -424,12 +426,29 @@ def title_parts(stability_map: StabilityMap) -> list[str]:
     ]
     return [
         about["task"]["name"],
+        *_stand_in(stability_map),
         f"{training['optimiser']}, {training['steps']} steps, {training['dtype']}",
         f"k = {', '.join(map(str, training['ks']))}",
         f"{len(stability_map.frame)} points x {training['seeds']} seeds",
         *held,
         *_stabiliser(stability_map),
     ]
+
+
+def _title(stability_map: StabilityMap) -> str:
+    """What was swept, in lines that fit above a map."""
+    lines = [""]
+    for part in title_parts(stability_map):
+        longer = f"{lines[-1]}   {part}".strip()
+        fits = len(longer) <= LONGEST_LINE or not lines[-1]
+        lines = [*lines[:-1], longer] if fits else [*lines, part]
+    return "\n".join(lines)
+
+
+def _stand_in(stability_map: StabilityMap) -> list[str]:
+    """What the data stand in for, without what they are: a title is short."""
+    given = stability_map.stand_in
+    return [] if given is None else [f"stand-in for {given.partition(':')[0]}"]
 
 
 def _stabiliser(stability_map: StabilityMap) -> list[str]:
@@ -466,7 +485,7 @@ def _curves(stability_map: StabilityMap, axis: Axis) -> Figure:
     scale.decorate(panel.xaxis)
     panel.set_ylabel("probability")
     panel.set_ylim(-0.03, 1.17)
-    figure.suptitle("   ".join(title_parts(stability_map)), fontsize=10)
+    figure.suptitle(_title(stability_map), fontsize=10)
     figure.legend(
         handles=_legend(panel), loc="outside lower center", ncols=3, fontsize=8, frameon=False
     )

@@ -46,7 +46,9 @@ def as_text(stability_map: StabilityMap, width: int = 56, height: int = 16) -> s
         level = float(up.to_unit(point[up.name])) if up is not None else 0.0
         row = zero if zero is not None and level < 0 else rows[round(level * (len(rows) - 1))]
         row[column] = str(point["regime"])[0].upper()
-    return _framed(rows, zero, across, up, held)
+    text = _framed(rows, zero, across, up, held)
+    given = stability_map.stand_in
+    return text if given is None else f"{text}\ndata: a stand-in for {given}"
 
 
 def _shades(

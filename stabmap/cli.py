@@ -17,6 +17,7 @@ import typer
 from stabmap.cli_cluster import find_here, kept_spec, print_nodes, resume_job
 from stabmap.cli_cluster import verbs as cluster_verbs
 from stabmap.cli_compare import verbs as compare_verbs
+from stabmap.cli_data import verbs as data_verbs
 from stabmap.cli_parts import (
     AsJson,
     Home,
@@ -425,6 +426,7 @@ def export(
 
 app.add_typer(compare_verbs)
 app.add_typer(cluster_verbs)
+app.add_typer(data_verbs)
 app.add_typer(report_verbs)
 app.add_typer(service_verbs)
 app.add_typer(task_verbs)

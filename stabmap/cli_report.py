@@ -36,15 +36,17 @@ def report(
     from analysis.tracking import find_tracking
 
     found = load_map(sweep, tracking)
-    data = _about_data(found.about["task"], tasks)
+    data = _about_data(found.stand_in, found.about["task"], tasks)
     print(write_report(found, output, Source(sweep, find_tracking(sweep, tracking), data)))
 
 
-def _about_data(task: dict[str, Any], files: list[str] | None) -> str:
+def _about_data(recorded: str | None, task: dict[str, Any], files: list[str] | None) -> str:
     """What a task's data are, in a sentence, as far as the task is installed."""
     from analysis.report import about_data
     from trainables.tasks import get_task
 
+    if recorded is not None:
+        return about_data(recorded)
     load_task_files(files)
     options = {key: value for key, value in task.items() if key != "name"}
     try:

@@ -267,7 +267,7 @@ def test_no_theory_over_other_axes() -> None:
 
 def test_what_the_picture_says() -> None:
     figure = figure_of(map_of({"lr": LR, "alpha": 0.5, "weight_decay": DECAY}, 16, ks=[1, 5]))
-    assert figure.get_suptitle().split("   ") == [
+    assert figure.get_suptitle().replace("\n", "   ").split("   ") == [
         "one-layer-cnn",
         "sgd, 400 steps, float32",
         "k = 1, 5",
