@@ -26,15 +26,22 @@ SMALLEST: dict[str, tuple[dict[str, Any], float]] = {
         0.001,
     ),
     "crowd-mcnn": ({"samples": 2, "held_out": 2, "size": 16, "batch_size": 2, "width": 0.1}, 0.001),
+    "cifar-regression": ({"samples": 8, "batch_size": 4}, 0.001),
+    "cifar-tanh": ({"samples": 8, "width": 3}, 0.01),
     "deep-linear": ({"depth": 2, "eigenvalues": [2, 1], "start": "random"}, 0.1),
     "heat": ({"points": 4}, 0.3),
     "linear-one-layer-cnn": ({"image": 4, "kernel": 2, "error": 0.5}, 0.001),
+    "mnist-cnn": ({"samples": 8, "layers": 2}, 0.1),
+    "mnist-convex-pairs": ({"samples": 8, "batch_size": 4, "filters": 1, "depth": 1}, 0.001),
     "mnist-mlp": ({"samples": 8, "width": 3}, 0.1),
     "mnist-regression": ({"samples": 4, "batch_size": 2}, 0.001),
+    "modular-addition": ({"modulus": 5, "width": 3}, 0.1),
     "one-layer-cnn": ({"image": 4, "kernel": 2}, 0.1),
     "quadratic-attractors": ({"samples": 4}, 0.1),
+    "resnet": ({"depth": 8, "width": 2, "samples": 8, "batch_size": 4}, 0.001),
     "scalar-example": ({"number": 2}, 0.05),
     "two-layer-relu": ({"points": 4, "units": 3}, 0.05),
+    "vgg16-bn": ({"width": 1, "samples": 8, "batch_size": 4}, 0.001),
 }
 
 #: Those that start from what the paper says, whatever the seed.

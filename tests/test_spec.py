@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from full_size import FULL_SIZE, without_data
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -79,6 +80,7 @@ LAWS: list[tuple[dict[str, Any], str, str, str, str]] = [
     ({"seeds": 0}, "seeds", "0", ">= 1", "seeds: 1"),
     ({"seed": 2**63}, "seed", str(2**63), "64 bits", "seed: 0"),
     ({"steps": 19}, "steps", "19", "steps >= 20", "few hundred"),
+    ({"evaluate_every": 0}, "evaluate_every", "0", "updates >= 1", "use 20"),
     ({"momentum": 1.0}, "momentum", "1.0", "0 <= momentum < 1", "0.9"),
     ({"momentum": -0.1}, "momentum", "-0.1", "0 <= momentum < 1", "0.9"),
     ({"momentum": math.nan}, "momentum", "nan", "0 <= momentum < 1", "0.9"),
@@ -677,11 +679,22 @@ def test_numbers_that_yaml_takes_for_text(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------- files and presets
 
 
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_presets_of_full_size_name_the_folder_they_miss(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (found,) = mistakes(name)
+    assert (found.field, found.value) == ("task.data_root", "data")
+    assert "the folder holds no" in found.law
+    assert "stabmap data" in found.remedy and "--download" in found.remedy
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_presets_load(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("STABMAP_HOME", str(tmp_path))
-    spec = load_spec(name)
+    spec = load_spec(name, without_data(name))
     assert spec.budget.points or spec.budget.wall_time
     assert any(axis.free for axis in spec.space)
     assert load_spec(spec.resolved()).hash == spec.hash
@@ -690,8 +703,11 @@ def test_presets_load(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_preset_names() -> None:
     assert {"mnist-mlp", "one-layer-cnn"} <= set(preset_names())
-    with pytest.raises(InputError, match=f"or a preset: {', '.join(preset_names())}"):
-        load_spec("no-such-preset")
+    first, more = preset_names()[0], r"and \d+ more \(README.md\)$"
+    with pytest.raises(InputError, match=f"; give the path .* or a preset: {first}, .*{more}"):
+        load_spec("!")
+    with pytest.raises(InputError, match="did you mean mnist-mlp"):
+        load_spec("mnist-mpl")
 
 
 def test_a_file_goes_before_a_preset_of_its_name(
@@ -897,6 +913,7 @@ TELLING: dict[str, list[Any]] = {
         "clip-norm",
     ],
     "lyapunov": [False],
+    "evaluate_every": [20],
     "early": [False],
     "backend": ["loop", "vmap"],
     "beta2": [0.5, 0.6],

@@ -23,17 +23,24 @@ GROUP = "stabmap.tasks"
 #: What ships here, so that a bare checkout (no wheel, no entry points) finds it too.
 BUILT_IN = {
     "beltrami": "trainables.tasks.beltrami:Beltrami",
+    "cifar-regression": "trainables.tasks.cifar_regression:CIFARRegression",
+    "cifar-tanh": "trainables.tasks.tanh_network:TanhNetwork",
     "crowd-csrnet": "trainables.tasks.crowd_counting:CSRNet",
     "crowd-mcnn": "trainables.tasks.crowd_counting:MCNN",
     "deep-linear": "trainables.tasks.deep_linear:DeepLinear",
     "heat": "trainables.tasks.heat:Heat",
     "linear-one-layer-cnn": "trainables.tasks.linear_one_layer_cnn:LinearOneLayerCNN",
+    "mnist-cnn": "trainables.tasks.one_channel_cnn:OneChannelCNN",
+    "mnist-convex-pairs": "trainables.tasks.convex_pairs:ConvexPairs",
     "mnist-mlp": "trainables.tasks.mnist_mlp:MnistMLP",
     "mnist-regression": "trainables.tasks.mnist_regression:MnistRegression",
+    "modular-addition": "trainables.tasks.modular_addition:ModularAddition",
     "one-layer-cnn": "trainables.tasks.one_layer_cnn:OneLayerCNN",
     "quadratic-attractors": "trainables.tasks.quadratic_attractors:QuadraticAttractors",
+    "resnet": "trainables.tasks.resnet:ResNet",
     "scalar-example": "trainables.tasks.scalar_example:ScalarExample",
     "two-layer-relu": "trainables.tasks.two_layer_relu:TwoLayerReLU",
+    "vgg16-bn": "trainables.tasks.vgg:VGG16",
 }
 
 
