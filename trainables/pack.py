@@ -201,7 +201,7 @@ class PackRun:
         training = self._bench.training
         built_in = not training.optimiser.startswith(TORCH_OPTIMISER)
         # In bfloat16 a learning rate in a tensor would be rounded to three digits.
-        free = built_in and training.dtype != "bfloat16"
+        free = built_in and training.dtype != "bfloat16" and not self._bench.alternates
         return free and (point.alpha == 0 or self._stabiliser_stacks)
 
     @cached_property

@@ -243,7 +243,9 @@ class Record:
             separation=separation.reshape(-1, len(training.ks) - 1).T,
             ascent=None if self.bench.full_batch else np.array(self._ascent, dtype=np.float64),
             floor=self._loss_floor(parameters),
-            descends=training.optimiser in ("sgd", "torch.optim.SGD") and not training.momentum,
+            descends=not self.bench.alternates
+            and training.optimiser in ("sgd", "torch.optim.SGD")
+            and not training.momentum,
             momentum=training.momentum or 0.0,
             sharpness=np.array(ratios, dtype=np.float64),
             ended=self.ended,

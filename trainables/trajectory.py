@@ -18,7 +18,7 @@ from trainables.dynamics.optimisers import Optimiser, Slots
 from trainables.dynamics.stabilisers import Action, Setting, Stabiliser, Step, stabiliser_of
 from trainables.dynamics.torch_optimiser import optimiser_of
 from trainables.losses import Loss
-from trainables.tasks import Augmented, Task
+from trainables.tasks import Alternating, Augmented, Task
 
 #: Training samples that the loss of a mini-batch training is watched on.
 PROBE_SAMPLES = 256
@@ -210,6 +210,18 @@ class Bench:
         pairs = zip(before, module.buffers(), strict=True)
         return not all(torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in pairs)
 
+    @property
+    def alternates(self) -> bool:
+        """Whether the task trains parts of the network in turns."""
+        return isinstance(self.task, Alternating)
+
+    def moving(self, module: nn.Module, step: int) -> list[bool] | None:
+        """For each parameter whether the update after `step` others trains it; None: all are."""
+        if not isinstance(self.task, Alternating):
+            return None
+        parts = self.task.trained(step)
+        return [name.startswith(parts) for name, _ in module.named_parameters()]
+
     def network(self, seed: int, dtype: torch.dtype) -> nn.Module:
         """The network with initial weights from the seed, on the device."""
         with torch.random.fork_rng(devices=[]):  # building layers must not use up global numbers
@@ -255,8 +267,9 @@ class Trajectory:
         self.optimiser = bench.rule(point, k, 0)
         self.slots: list[Slots] = [self.optimiser.init(p.detach()) for p in self.parameters]
         self.loss = bench.loss(point.alpha)
-        #: Updates made, and those since the optimiser's state was last forgotten.
-        self.count = self.age = 0
+        #: Updates made, and those of each parameter since the optimiser's state was last forgotten.
+        self.count = 0
+        self.ages = [0] * len(self.parameters)
         self.action: Action | None = None
         if point.alpha > 0:
             setting = Setting(
@@ -282,36 +295,45 @@ class Trajectory:
                 self.action.follow(self.optimiser)
         if self.action is not None and self.action.begin(self.count):
             self.slots = [self.optimiser.init(p.detach()) for p in self.parameters]
-            self.age = 0
+            self.ages = [0] * len(self.parameters)
         outputs = self.module(inputs)
         loss = self.loss.value(outputs, targets)
-        if self.action is None:
-            self._update(torch.autograd.grad(loss, self.parameters))
-        else:
-            step = Step(loss, self.parameters, self.slots, self.age, outputs, targets)
-            self._update(self.action.gradients(step))
+        moving = self.bench.moving(self.module, self.count)
+        trained = moving or [True] * len(self.ages)
+        age = max(a for a, moves in zip(self.ages, trained, strict=True) if moves)
+        step = Step(loss, self.parameters, self.slots, age, outputs, targets, moving)
+        action = self.action
+        self._update(action.gradients(step) if action else step.plain_gradients(), moving)
         return loss.detach()
 
+    @property
+    def age(self) -> int:
+        """Updates since the optimiser's state was last forgotten, of what had most of them."""
+        return max(self.ages)
+
     @torch.no_grad()
-    def _update(self, gradients: Sequence[Tensor]) -> None:
+    def _update(self, gradients: Sequence[Tensor], moving: Sequence[bool] | None) -> None:
         rule = self.optimiser
-        arguments = list(zip(self.parameters, gradients, self.slots, strict=True))
+        arguments = list(zip(self.parameters, gradients, self.slots, self.ages, strict=True))
         if rule.splits:
-            moves = [rule.direction(p, g, slots, self.age) for p, g, slots in arguments]
+            moves = [rule.direction(p, g, slots, age) for p, g, slots, age in arguments]
             directions = [direction for direction, _ in moves]
             if self.action is not None:
                 directions = self.action.directions(directions)
             after = [rule.apply(p, d) for p, d in zip(self.parameters, directions, strict=True)]
         else:
-            moves = [rule.step(p, g, slots, self.age) for p, g, slots in arguments]
+            moves = [rule.step(p, g, slots, age) for p, g, slots, age in arguments]
             after = [new for new, _ in moves]
+        kept = [True] * len(after) if moving is None else moving
+        after = [new if m else p for p, new, m in zip(self.parameters, after, kept, strict=True)]
         if self.action is not None:
             self.action.moved(self.parameters, after)
         for parameter, new in zip(self.parameters, after, strict=True):
             parameter.copy_(new)
-        self.slots = [slots for _, slots in moves]
+        pairs = zip(moves, self.slots, kept, strict=True)
+        self.slots = [new if m else old for (_, new), old, m in pairs]
         self.count += 1
-        self.age += 1
+        self.ages = [age + m for age, m in zip(self.ages, kept, strict=True)]
 
     def snapshot(self) -> list[Tensor]:
         """Copies of the parameters."""
@@ -328,7 +350,7 @@ class Trajectory:
             "module": {name: t.clone() for name, t in self.module.state_dict().items()},
             "slots": [tuple(t.clone() for t in slots) for slots in self.slots],
             "count": self.count,
-            "age": self.age,
+            "ages": list(self.ages),
             "action": self.action.state_dict() if self.action else {},
         }
 
@@ -337,6 +359,6 @@ class Trajectory:
         self.module.load_state_dict(state["module"])
         device = self.bench.training.device
         self.slots = [tuple(t.to(device) for t in slots) for slots in state["slots"]]
-        self.count, self.age = state["count"], state["age"]
+        self.count, self.ages = state["count"], list(state["ages"])
         if self.action is not None:
             self.action.load_state_dict({k: t.to(device) for k, t in state["action"].items()})

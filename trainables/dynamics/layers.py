@@ -18,6 +18,11 @@ from trainables.domain import InputError, Mistake, nearest
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
+def weight_first(layer: nn.Module) -> list[nn.Parameter]:
+    """Parameters of a layer, the weight before the bias; a parametrised layer lists them last."""
+    return sorted(layer.parameters(), key=lambda parameter: parameter.ndim < 2)
+
+
 def as_matrix(tensors: Sequence[Tensor]) -> Tensor:
     """Weight (out, in, ...) and optional bias (out,) of a layer as the m x n matrix theta."""
     rows = [tensors[0].reshape(tensors[0].shape[0], -1).T]

@@ -23,6 +23,7 @@ GROUP = "stabmap.tasks"
 #: What ships here, so that a bare checkout (no wheel, no entry points) finds it too.
 BUILT_IN = {
     "beltrami": "trainables.tasks.beltrami:Beltrami",
+    "biggan": "trainables.tasks.biggan:BigGAN",
     "cifar-regression": "trainables.tasks.cifar_regression:CIFARRegression",
     "cifar-tanh": "trainables.tasks.tanh_network:TanhNetwork",
     "crowd-csrnet": "trainables.tasks.crowd_counting:CSRNet",
@@ -39,6 +40,7 @@ BUILT_IN = {
     "quadratic-attractors": "trainables.tasks.quadratic_attractors:QuadraticAttractors",
     "resnet": "trainables.tasks.resnet:ResNet",
     "scalar-example": "trainables.tasks.scalar_example:ScalarExample",
+    "sngan": "trainables.tasks.sngan:SNGAN",
     "two-layer-relu": "trainables.tasks.two_layer_relu:TwoLayerReLU",
     "vgg16-bn": "trainables.tasks.vgg:VGG16",
 }
@@ -119,6 +121,18 @@ class Augmented(Protocol):
         The change depends on the seed, that of the data order, and the step alone: all k of a
         replicate see the same inputs, and so do diagnostics, in float64.
         """
+
+
+@runtime_checkable
+class Alternating(Protocol):
+    """A task that trains parts of its network in turns, as the players of a game.
+
+    Its trajectories are trained one after the other, and whether a batch's loss rises in an update
+    says nothing of its stability.
+    """
+
+    def trained(self, step: int) -> tuple[str, ...]:
+        """Beginnings of the names of the parameters that the update after `step` others trains."""
 
 
 @lru_cache(maxsize=1)

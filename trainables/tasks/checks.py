@@ -41,6 +41,7 @@ def check_parts(task: Task) -> None:
     if all(gradient is None for gradient in used):
         _settle(task, "loss", [("depends on none of the parameters", "do not detach the outputs")])
     with torch.no_grad():
+        module.eval()  # as the metric is measured
         held_out = _called(task, "module", lambda: module(data["test_data"][0]))
         figure = _called(task, "metric", lambda: task.metric(held_out, data["test_data"][1]))
     _settle(task, "metric", _metric_mistakes(figure))

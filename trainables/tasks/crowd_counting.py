@@ -139,6 +139,10 @@ class MCNN(_CrowdCounting):
 
     def module(self, seed: int) -> nn.Module:
         """The network; weights start from a normal distribution of deviation 0.01."""
+        with torch.random.fork_rng(devices=[]):
+            return _started(self._network(), seed)
+
+    def _network(self) -> nn.Module:
         columns = [
             self._column((16, 32, 16, 8), (9, 7, 7, 7)),
             self._column((20, 40, 20, 10), (7, 5, 5, 5)),
@@ -146,7 +150,7 @@ class MCNN(_CrowdCounting):
         ]
         merged = sum(self._channels([8, 10, 12]))
         parts = OrderedDict(columns=_Beside(columns), merge=nn.Conv2d(merged, 1, 1))
-        return _started(nn.Sequential(parts), seed)
+        return nn.Sequential(parts)
 
     def _column(self, channels: Sequence[int], kernels: Sequence[int]) -> nn.Module:
         layers: list[nn.Module] = []
@@ -179,6 +183,10 @@ class CSRNet(_CrowdCounting):
 
     def module(self, seed: int) -> nn.Module:
         """The network; weights start from a normal distribution of deviation 0.01."""
+        with torch.random.fork_rng(devices=[]):
+            return _started(self._network(), seed)
+
+    def _network(self) -> nn.Module:
         front = [64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512]
         layers: list[nn.Module] = []
         before = 3
@@ -193,7 +201,7 @@ class CSRNet(_CrowdCounting):
             layers += [nn.Conv2d(before, after, 3, padding=2, dilation=2), nn.ReLU()]
             before = after
         parts = OrderedDict(layers=nn.Sequential(*layers), output=nn.Conv2d(before, 1, 1))
-        return _started(nn.Sequential(parts), seed)
+        return nn.Sequential(parts)
 
 
 class _Beside(nn.Module):

@@ -35,7 +35,7 @@ class States:
         """What the stabiliser of one row looks at."""
         mine = [tuple(s[row] for s in each) for each in self.slots]
         now = [p[row] for p in self.parameters]
-        return KnownStep(loss, now, mine, self.ages[row], outputs, targets, tuple(known))
+        return KnownStep(loss, now, mine, self.ages[row], outputs, targets, known=tuple(known))
 
 
 def _row(stack: Stack, row: int) -> list[Tensor]:

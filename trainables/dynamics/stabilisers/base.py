@@ -57,6 +57,7 @@ class Step:
         count: number of steps made before, as the optimiser counts them.
         outputs: what left the network, with its graph.
         targets: targets of the batch.
+        moving: for each parameter whether this update trains it; None where it trains all.
     """
 
     loss: Tensor
@@ -65,10 +66,18 @@ class Step:
     count: int
     outputs: Tensor
     targets: Tensor
+    moving: Sequence[bool] | None = None
 
     def plain_gradients(self) -> tuple[Tensor, ...]:
-        """Gradients of the loss alone, one a parameter."""
-        return torch.autograd.grad(self.loss, list(self.parameters))
+        """Gradients of the loss alone, one a parameter; 0 for those that are not trained now."""
+        if self.moving is None:
+            return torch.autograd.grad(self.loss, list(self.parameters))
+        trained = [p for p, moves in zip(self.parameters, self.moving, strict=True) if moves]
+        found = iter(torch.autograd.grad(self.loss, trained))
+        return tuple(
+            next(found) if moves else torch.zeros_like(p)
+            for p, moves in zip(self.parameters, self.moving, strict=True)
+        )
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from trainables.dynamics.layers import (
     largest_singular_value,
     layer_mistakes,
     top_singular_pair,
+    weight_first,
 )
 from trainables.dynamics.optimisers import Optimiser
 from trainables.dynamics.stabilisers.base import Action, AtOutputs, Setting, Stabiliser, Step
@@ -328,7 +329,7 @@ class Regularisation(Action):
         names = layers_of(options, setting.default_layer)
         position = {id(p): i for i, p in enumerate(setting.parameters)}
         layers = [setting.module.get_submodule(name) for name in names]
-        self.layers = [[position[id(p)] for p in layer.parameters()] for layer in layers]
+        self.layers = [[position[id(p)] for p in weight_first(layer)] for layer in layers]
         self.decay = self._decay()
         self.products = [options.product(self.decay) for _ in layers]
         self._output_gradient = setting.loss.output_gradient
