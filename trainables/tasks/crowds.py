@@ -119,7 +119,7 @@ def root_mistakes(data_root: object) -> list[Mistake]:
     missing = [n for n in ("images", "mats", "train.txt", "val.txt") if not (root / n).exists()]
     if not missing:
         return []
-    law = f"the folder is not in the layout of NWPU-Crowd: it has no {', '.join(missing)}"
+    law = f"the folder holds no NWPU-Crowd: it has no {', '.join(missing)}"
     remedy = "put images/, mats/, train.txt and val.txt there, or leave data_root out"
     return [Mistake("task.data_root", data_root, law, remedy)]
 
