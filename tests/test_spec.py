@@ -687,7 +687,8 @@ def test_presets_of_full_size_name_the_folder_they_miss(
     (found,) = mistakes(name)
     assert (found.field, found.value) == ("task.data_root", "data")
     assert "the folder holds no" in found.law
-    assert "stabmap data" in found.remedy and "--download" in found.remedy
+    if name != "crowd-mcnn":  # which nobody may fetch without asking its authors
+        assert "stabmap data" in found.remedy and "--download" in found.remedy
 
 
 @pytest.mark.parametrize("name", preset_names())
