@@ -24,6 +24,7 @@ from sweeps.rounds import distance_to_boundary
 from sweeps.search.space import distributions, to_params
 from sweeps.spec import SweepSpec, database_mistakes
 from sweeps.store import Entry
+from sweeps.trials import add_together
 from trainables.domain import InputError, PointResult, StabmapError, UnreachableError
 from trainables.messages import first_line, redacted
 
@@ -268,13 +269,25 @@ class Database:
             self._study = self.study()
             self._told = len(self._study.get_trials(deepcopy=False))
         study, self._study = self._study, None
-        for number in [n for n in self._trials if n < self._told]:
-            del self._trials[number]
-        while self._told in self._trials:
-            study.add_trial(self._trials[self._told])
-            del self._trials[self._told]
-            self._told += 1
+        if ready := self._due():
+            try:
+                add_together(self._engine, study.study_name, ready, self._told)
+            except Exception:  # Optuna then says what is wrong, if it was not the answer alone
+                self._told = len(study.get_trials(deepcopy=False))
+                for trial in self._due():
+                    study.add_trial(trial)
+                    self._told += 1
+            else:
+                self._told += len(ready)
         self._study = study
+
+    def _due(self) -> list[optuna.trial.FrozenTrial]:
+        """The trials whose turn it is; what the study has is let go."""
+        self._trials = {n: trial for n, trial in self._trials.items() if n >= self._told}
+        due: list[optuna.trial.FrozenTrial] = []
+        while (trial := self._trials.get(self._told + len(due))) is not None:
+            due.append(trial)
+        return due
 
     def close(self) -> None:
         """End all connections."""
