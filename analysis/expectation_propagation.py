@@ -131,7 +131,7 @@ class _State:
         root = np.sqrt(precision)
         scaled = root[:, None] * covariance
         inner = scaled * root
-        inner[np.diag_indices(len(inner))] += 1
+        inner.flat[:: len(inner) + 1] += 1
         factor = _cholesky(inner)
         half = _solve_lower(factor, scaled)
         variance = np.maximum(covariance.diagonal() - (half**2).sum(0), SMALLEST)

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_solve, solve_triangular
+from scipy.linalg import solve_triangular
+from scipy.linalg.lapack import dpotrs
 from scipy.optimize import minimize
 
 from analysis.expectation_propagation import Sites, propagate
@@ -134,15 +136,24 @@ class Classifier:
 
 
 def _jittered(covariance: Array) -> Array:
-    covariance[np.diag_indices(len(covariance))] *= 1 + JITTER
+    covariance.flat[:: len(covariance) + 1] *= 1 + JITTER
     return covariance
 
 
 def _weights(sites: Sites, covariance: Array) -> Array:
     """(K + site variances)^-1 times the site means, without dividing by a precision."""
     pulled = sites.root * (covariance @ sites.shift)
-    weights: Array = sites.shift - sites.root * cho_solve((sites.factor, True), pulled)
+    weights: Array = sites.shift - sites.root * _solve(sites.factor, pulled)
     return weights
+
+
+def _solve(factor: Array, right: Array) -> Array:
+    """Solve with a matrix whose lower Cholesky factor is given.
+
+    LAPACK itself: scipy's checks take as long as the work where there are few points.
+    """
+    solution, _ = dpotrs(factor, right, lower=True)
+    return solution  # type: ignore[no-any-return]
 
 
 def fit(
@@ -160,7 +171,7 @@ def fit(
     """
     size = _Size(x.shape[1], indicators)
     if abs(labels.sum()) == len(labels):  # one sign alone says nothing about lengths
-        return size.unpack(size.means())
+        return size.unpack(size.means)
     starts = list(size.starts())
     if near is not None:
         raw = size.pack(near)
@@ -185,7 +196,7 @@ class _Size:
     d: int
     indicators: int = 0
 
-    @property
+    @cached_property
     def below(self) -> tuple[NDArray[np.int_], ...]:
         """Indices of the free entries of L below its diagonal."""
         return np.tril_indices(self.d - self.indicators, -1)
@@ -193,9 +204,11 @@ class _Size:
     def _repeat(self, diagonal: Any, below: Any, *variances: Any) -> list[Any]:
         return [diagonal] * self.d + [below] * len(self.below[0]) + list(variances)
 
+    @cached_property
     def means(self) -> Array:
         return np.array([prior[0] for prior in self._priors()])
 
+    @cached_property
     def deviations(self) -> Array:
         return np.array([prior[1] for prior in self._priors()])
 
@@ -242,8 +255,8 @@ class _Objective:
         sites = propagate(covariance, self._labels, self._start)
         # d value / d covariance: its trace with d covariance / d parameter is each gradient.
         root, weights = sites.root, _weights(sites, covariance)
-        slope = root[:, None] * cho_solve((sites.factor, True), np.diag(root))
-        slope = 0.5 * (slope - np.outer(weights, weights))
+        slope = root[:, None] * _solve(sites.factor, np.diag(root))
+        slope = 0.5 * (slope - weights[:, None] * weights)
         # sum_ab w_ab (x_a - x_b)_i (z_a - z_b)_j for symmetric w, without forming the differences.
         inner = -3 * at.variance * slope * decay
         by_metric = 2 * (x.T @ (inner.sum(1)[:, None] * image) - x.T @ inner @ image)
@@ -254,7 +267,7 @@ class _Objective:
                 [(slope * matern).sum(), (slope * plane).sum(), (slope * rough).sum()],
             ]
         )
-        distance = (raw - self._size.means()) / self._size.deviations()
+        distance = (raw - self._size.means) / self._size.deviations
         value = float(0.5 * distance @ distance - sites.log_evidence)
         self._start = sites.precision, sites.shift
-        return value, gradient + distance / self._size.deviations()
+        return value, gradient + distance / self._size.deviations

@@ -174,7 +174,7 @@ SIZES = [(1, 0), (2, 0), (3, 0), (3, 1), (4, 2)]
 def a_vector(size: _Size, seed: int) -> Array:
     """Raw hyperparameters near the middle of their priors."""
     random = np.random.default_rng(seed)
-    return size.means() + 0.4 * size.deviations() * random.normal(size=len(size.means()))
+    return size.means + 0.4 * size.deviations * random.normal(size=len(size.means))
 
 
 def with_indicators(n: int, seed: int, d: int, indicators: int) -> Array:
@@ -218,11 +218,11 @@ def test_value_is_the_log_posterior(d: int, indicators: int) -> None:
 def test_value_holds_the_probability_of_the_labels() -> None:
     """Two labels at the hyperparameters' prior means: against sampled functions."""
     size, x, labels = _Size(1), np.array([[-0.2], [0.3]]), np.array([1.0, -1.0])
-    covariance = size.unpack(size.means()).covariance(x, x)
+    covariance = size.unpack(size.means).covariance(x, x)
     random = np.random.default_rng(0)
     f = random.normal(size=(200_000, 2)) @ np.linalg.cholesky(covariance).T
     seen = (LAPSE + (1 - 2 * LAPSE) * norm.cdf(labels * f)).prod(1).mean()
-    assert _Objective(size, x, labels)(size.means())[0] == pytest.approx(-np.log(seen), abs=0.1)
+    assert _Objective(size, x, labels)(size.means)[0] == pytest.approx(-np.log(seen), abs=0.1)
 
 
 @pytest.mark.parametrize(("d", "indicators"), SIZES)
@@ -329,8 +329,8 @@ def test_fit_is_the_most_probable(label: Label) -> None:
     raw, best = size.pack(found), value(x, labels, found)
     random = np.random.default_rng(0)
     shape = 60, len(raw)
-    draws = size.means() + size.deviations() * random.normal(size=shape)
-    around = raw + 0.2 * size.deviations() * random.normal(size=shape)
+    draws = size.means + size.deviations * random.normal(size=shape)
+    around = raw + 0.2 * size.deviations * random.normal(size=shape)
     low, high = np.array(size.bounds()).T
     for other in np.clip(np.concatenate([draws, around]), low, high):
         assert _Objective(size, x, labels)(other)[0] > best - 0.3

@@ -242,8 +242,11 @@ class BoundarySampler(BaseSampler):
         nearest = np.argsort(-doubt, kind="stable")[: max(16, len(doubt) // 4)]
         draws = [random.random((POOL // 2, encoding.draws))]
         shifts = NEAR * random.normal(size=(POOL // 2, len(encoding.ranges)))
-        for shift, index in zip(shifts, random.choice(nearest, POOL // 2), strict=True):
-            draws.append(encoding.draws_near(history.points[index], shift[None]))
+        around, near = random.choice(nearest, POOL // 2), np.empty((POOL // 2, encoding.draws))
+        for index in np.unique(around):
+            rows = around == index
+            near[rows] = encoding.draws_near(history.points[index], shifts[rows])
+        draws.append(near)
         if encoding.size is not None and encoding.size <= POOL:
             points = list(encoding.everything())
         else:

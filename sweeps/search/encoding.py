@@ -114,32 +114,36 @@ class Encoding:
 
     def decode(self, draws: Array) -> list[dict[str, Any]]:
         """Parameters from uniform numbers, (n, draws) in [0, 1): any even spread stays even."""
-        return [self._decode(row) for row in draws]
-
-    def _decode(self, row: Array) -> dict[str, Any]:
-        params: dict[str, Any] = {}
-        draws = iter(row)
+        found: dict[str, Sequence[Any]] = {}
+        columns = iter(draws.T)
         for name, given in self.ranges.items():
-            draw = float(next(draws))
+            units = next(columns)
             if name in self.zero:
-                params[self.zero[name]] = draw < ZERO_SHARE
-                draw = max(draw - ZERO_SHARE, 0.0) / (1 - ZERO_SHARE)
-            params[name] = _value(given, draw)
+                found[self.zero[name]] = (units < ZERO_SHARE).tolist()
+                units = np.maximum(units - ZERO_SHARE, 0.0) / (1 - ZERO_SHARE)
+            found[name] = _values(given, units.tolist())
         for name, choices in self.facets.items():
-            params[name] = choices[min(int(next(draws) * len(choices)), len(choices) - 1)]
-        return {name: params[name] for name in self.space}
+            last = len(choices) - 1
+            found[name] = [choices[min(int(u * len(choices)), last)] for u in next(columns)]
+        rows = zip(*(found[name] for name in self.space), strict=True)
+        return [dict(zip(self.space, row, strict=True)) for row in rows]
 
     def encode(self, points: Sequence[Params]) -> Array:
         """(n, d) unit coordinates."""
-        rows = [[*self._coordinates(params), *self._indicators(params)] for params in points]
-        return np.array(rows, dtype=np.float64).reshape(
-            len(rows), len(self.ranges) + self.indicators
-        )
+        found = np.empty((len(points), len(self.ranges) + self.indicators))
+        found[:, : len(self.ranges)] = self._coordinates(points)
+        if self.indicators:
+            found[:, len(self.ranges) :] = [[*self._indicators(params)] for params in points]
+        return found
 
-    def _coordinates(self, params: Params) -> Iterator[float]:
-        for name, given in self.ranges.items():
-            at_zero = name in self.zero and params[self.zero[name]]
-            yield 0.0 if at_zero else _unit(given, params[name])
+    def _coordinates(self, points: Sequence[Params]) -> Array:
+        """(n, ranges) unit coordinates."""
+        found = np.empty((len(points), len(self.ranges)))
+        for column, (name, given) in enumerate(self.ranges.items()):
+            found[:, column] = _units(given, [params[name] for params in points])
+            if name in self.zero:
+                found[[bool(params[self.zero[name]]) for params in points], column] = 0.0
+        return found
 
     def _indicators(self, params: Params) -> Iterator[float]:
         for switch in self.zero.values():
@@ -153,7 +157,7 @@ class Encoding:
     def draws_near(self, params: Params, shifts: Array) -> Array:
         """(n, draws) uniform numbers whose ranges lie (n, ranges) shifts away from a point."""
         start = []
-        for name, coordinate in zip(self.ranges, self._coordinates(params), strict=True):
+        for name, coordinate in zip(self.ranges, self._coordinates([params])[0], strict=True):
             if name in self.zero:
                 coordinate = ZERO_SHARE + coordinate * (1 - ZERO_SHARE)
                 coordinate = 0.0 if params[self.zero[name]] else coordinate
@@ -216,27 +220,31 @@ class Encoding:
         return (_stepped(given, i) for i in range(_steps(given)))
 
 
-def _unit(given: Range, value: float) -> float:
+def _units(given: Range, values: Sequence[float]) -> Array:
     if given.high == given.low:
-        return 0.0
+        return np.zeros(len(values))
+    place = np.array(values, dtype=np.float64)
     if given.log:
         # numpy's logarithm, as in `Axis.to_unit`: other ones differ in the last bit.
-        return float(np.log(value / given.low)) / math.log(given.high / given.low)
-    return (value - given.low) / (given.high - given.low)
+        logs: Array = np.log(place / given.low) / math.log(given.high / given.low)
+        return logs
+    return (place - given.low) / (given.high - given.low)
 
 
-def _value(given: Range, unit: float) -> float | int:
-    """The value at a unit coordinate, on the steps where there are any."""
+def _values(given: Range, units: Sequence[float]) -> Sequence[float | int]:
+    """The values at unit coordinates, on the steps where there are any."""
+    low, high = given.low, given.high
     if given.step is not None and not given.log:  # each step gets the same share
         count = _steps(given)
-        return _stepped(given, min(int(unit * count), count - 1))
+        return [_stepped(given, min(int(unit * count), count - 1)) for unit in units]
     if given.log:
-        value = given.low * math.exp(unit * math.log(given.high / given.low))
+        width = math.log(high / low)
+        values = [low * math.exp(unit * width) for unit in units]
     else:
-        value = given.low + unit * (given.high - given.low)
+        values = [low + unit * (high - low) for unit in units]
     if isinstance(given, IntDistribution):
-        return int(min(max(round(value), given.low), given.high))
-    return float(min(max(value, given.low), given.high))
+        return [int(min(max(round(value), low), high)) for value in values]
+    return [float(min(max(value, low), high)) for value in values]
 
 
 def _steps(given: Range) -> int:
