@@ -113,11 +113,14 @@ class Clock:
 class Shares:
     """Where the driver spends its time, from the first report to the last."""
 
+    #: What a point is not through without: it counts after the last report too. Maps do not, they
+    #: are a cost of the sweep.
+    LATE = ("MLflow", "database")
+
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self.seconds: dict[str, float] = defaultdict(float)
-        #: Wall time of the last write of each that may follow the last report.
-        self.late: dict[str, float] = {}
+        #: Of each call: its share, when it ended, its wall time and the time that it counts as.
+        self._calls: list[tuple[str, float, float, float]] = []
 
     def watch(self, owner: Any, name: str, share: str) -> None:
         """Add the processor time (of the store: the wall time) of a method to a share."""
@@ -130,11 +133,27 @@ class Shares:
                 return method(*arguments, **keywords)
             finally:
                 if self._clock.wall:
-                    self.seconds[share] += now() - begin
-                    if share in ("MLflow", "database"):
-                        self.late[share] = time.perf_counter() - wall
+                    end = time.perf_counter()
+                    self._calls.append((share, end, end - wall, now() - begin))
 
         setattr(owner, name, timed)
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each share."""
+        found: dict[str, float] = defaultdict(float)
+        for share, end, _, spent in self._calls:
+            if share in self.LATE or end <= self._clock.wall[-1]:
+                found[share] += spent
+        return found
+
+    def late(self) -> float:
+        """Wall time of what points needed after the last report."""
+        last = self._clock.wall[-1]
+        return sum(
+            min(wall, end - last)
+            for s, end, wall, _ in self._calls
+            if s in self.LATE and end > last
+        )
 
 
 def sweep(folder: Path, points: int) -> Report:
@@ -150,7 +169,7 @@ def sweep(folder: Path, points: int) -> Report:
     shares = Shares(clock)
     shares.watch(Rounds, "propose", "proposals")
     shares.watch(Tracker, "_write_points", "MLflow")
-    shares.watch(Tracker, "_write_map", "MLflow")
+    shares.watch(Tracker, "_write_map", "maps on the way")
     shares.watch(Mirror, "_write", "database")
     shares.watch(Store, "extend", "store")
     take = _Session._take
@@ -174,9 +193,9 @@ def sweep(folder: Path, points: int) -> Report:
     start_ray(folder)
     outcome = execute(spec)
     # Points that MLflow and the database take after the last report.
-    found = clock.report(extra=sum(shares.late.values()))
+    found = clock.report(extra=shares.late())
     after = points - clock.count[0]
-    found |= {f"share {name}": value / after for name, value in shares.seconds.items()}
+    found |= {f"share {name}": value / after for name, value in shares.seconds().items()}
     lines = (outcome.folder / "results.jsonl").read_text("utf-8").splitlines()
     trained = [json.loads(line)["result"]["point"] for line in lines]
     given = [[p["lr"], p["alpha"], p["weight_decay"]] for p in trained]

@@ -42,7 +42,8 @@ def large_map() -> StabilityMap:
     """A map of many points whose boundaries are straight lines."""
     like = example_map()
     places = box_points(like.axes, 1 << 14, 1)[:POINTS]
-    return StabilityMap.of(like.about, [(i, _result(place)) for i, place in enumerate(places)])
+    results = [(i, _result(place, i, 1, 1)) for i, place in enumerate(places)]
+    return StabilityMap.of(like.about, results)
 
 
 def timed(ask: Callable[[], object]) -> float:
