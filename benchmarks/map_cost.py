@@ -16,13 +16,14 @@ results before them; a sweep's workers are a batch behind, and its audit comes o
 
 Truth is the theory of the one-layer CNN; for the network full-length labels on a fine grid of its
 own, between whose points lie those of the others. They are had without what cannot change a label:
-the neighbour, the sharpness where something else already makes a training restrained, and its last
-digits where it is far from its threshold. That they are the labels of full trainings is checked on
-the priced sample and printed.
+the sharpness where something else already makes a training restrained, and its last digits where it
+is far from its threshold. That they are the labels of full trainings is checked on the priced
+sample and printed.
 
 A grid's price is that of a random sample of its points times their number. Both count two k and the
-neighbour. The MLP has 100 images, so that its truth can be had. A grid of the MLP has the labels of
-the nearest points of the fine grid, so that it looks a little worse than it is.
+neighbour, which is not trained. The MLP has 100 images, so that its truth can be had. A grid of the
+MLP has the labels of the nearest points of the fine grid, so that it looks a little worse than it
+is.
 """
 
 from __future__ import annotations
@@ -80,19 +81,20 @@ class Problem:
     steps: int
     settings: dict[str, Any]
 
-    def train(self, unit: Array, early: bool, **settings: Any) -> list[PointResult]:
+    def train(self, unit: Array, early: bool) -> list[PointResult]:
         """Train at unit coordinates, (n, 2)."""
         low, high = np.array(self.low), np.array(self.high)
         places = 10 ** (low + unit * (high - low))
         points = [Point(lr=float(lr), weight_decay=float(wd)) for lr, wd in places]
         task = get_task(self.task, **self.options)
-        settings = {**self.settings, "steps": self.steps, "early": early, **settings}
+        # The neighbour is counted and not trained: it decides nothing.
+        settings = {"steps": self.steps, "early": early, "lyapunov": False, **self.settings}
         return evaluate(points, task, **settings)
 
     def labels(self, unit: Array) -> Labels:
         """Labels of the full length at unit coordinates, (n, 2), and nothing else."""
         with patch.object(record.Record, "_sharpness_ratio", sharp_enough):
-            return labels(self.train(unit, early=False, lyapunov=False))
+            return labels(self.train(unit, early=False))
 
 
 PROBLEMS = {
