@@ -197,7 +197,7 @@ BAD_OPTIONS: list[tuple[Callable[[], object], tuple[str, str, str, str]]] = [
         lambda: get_task("one-layer-cn"),
         ("task", "'one-layer-cn'", "no such task", "did you mean one-layer-cnn? known: beltrami"),
     ),
-    (lambda: get_task("xyz"), ("task", "'xyz'", "no such task", "known: beltrami, cifar-")),
+    (lambda: get_task("xyz"), ("task", "'xyz'", "no such task", "known: beltrami, biggan, cifar-")),
     (
         lambda: get_task("mnist-mlp", widht=3),
         ("task.widht", "3", "mnist-mlp has no such option", "did you mean width? known: samples"),
