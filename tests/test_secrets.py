@@ -357,7 +357,7 @@ def test_a_sweep_remembers_where_it_was_recorded_without_the_secret(
     monkeypatch.setattr(Tracker, "_connect", lambda self: None)
     monkeypatch.setattr(Tracker, "open", lambda self, *_, **__: "0" * 32)
     monkeypatch.setattr(Tracker, "close", lambda self, *_, **__: True)
-    monkeypatch.setattr("sweeps.runner._start_ray", no_ray)
+    monkeypatch.setattr("sweeps.runner._ray", no_ray)  # even where a test before left one on
     done = CliRunner().invoke(app, ["run", "mnist-mlp"])
     assert done.exit_code == 4, done.output
     assert "error: Ray cannot be reached, says user:***" in done.stderr

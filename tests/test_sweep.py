@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -319,7 +320,7 @@ def test_trainable_restores_to_the_bit(tmp_path: Path) -> None:
 
     config = {
         "task": {"name": "one-layer-cnn", "image": 64},
-        "training": vars(Training(steps=60)),
+        "training": dataclasses.asdict(Training(steps=60)),
         "numbers": [7, 9],
         "points": [[0.05, 0.0, 20.0], [0.01, 0.0, 20.0]],
         "first": [0, 0],
