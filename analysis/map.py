@@ -78,7 +78,13 @@ class StabilityMap:
 
     @property
     def stand_in(self) -> str | None:
-        """What the data stand in for and what they are; None where they are the real thing."""
+        """What the data stand in for and what they are; None where they are the real thing.
+
+        Example:
+            >>> from stabmap import example_map
+            >>> example_map().stand_in is None
+            True
+        """
         given = self.about.get("stand_in")
         return None if given is None else str(given)
 

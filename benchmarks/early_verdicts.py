@@ -116,7 +116,9 @@ def train(bench: Bench, point: Point, kind: str) -> Row:
             if kept.step in checks and kept.ended is None:
                 floors[kept.step] = kept._loss_floor(base.parameters)
                 scaling = preconditioner_scaling(base.optimiser, base.slots, base.age)
-                snapshots[kept.step] = record._snapshot(kept.step, base.parameters, scaling)
+                snapshots[kept.step] = record._snapshot(
+                    kept.step, base.parameters, scaling, base.buffers
+                )
         result = run.result()
         early = None
         for step in floors:
