@@ -2,6 +2,8 @@
 PYTHON ?= python3
 SPEC ?= sweeps/presets/mnist-mlp.yaml
 UPGRADE ?=
+NAME ?=
+SET ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup sweep lint test docs soak bench pins clean
+.PHONY: help setup sweep lint test docs studies study soak bench pins clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +52,13 @@ test: lint  ## lint, then all tests
 docs: $(READY)  ## build the documentation site into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "open site/index.html, or with its search: $(BIN)/python -m http.server -b 127.0.0.1 -d site"
+
+studies: $(READY)  ## run all of the papers' studies and write their pages in docs/studies/
+	$(BIN)/python -m studies
+
+study: $(READY)  ## run one: NAME=one-layer-cnn, and SET="seeds=10 budget.points=200" to change it
+	@test -n "$(NAME)" || { echo "name a study: make study NAME=one-layer-cnn" >&2; exit 2; }
+	$(BIN)/python -m studies $(NAME) $(foreach change,$(SET),-o $(change))
 
 soak: $(READY)  ## 20 kills of worker, driver, MLflow and PostgreSQL; MLflow away: 20 minutes
 	$(BIN)/python benchmarks/soak.py

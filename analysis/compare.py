@@ -227,15 +227,26 @@ def _gains(
     one, two = _draws(first, second, seed)
     found = []
     for part in PARTS:
-        shares = part_shares(one, part), part_shares(two, part)
-        gained = shares[1] - shares[0]
-        low, high = ends(gained, confidence)
-        # A tie, such as two maps without a boundary, speaks for neither side.
-        sure = float((gained > 0).mean() + (gained == 0).mean() / 2)
-        before, after = (float(share.mean()) for share in shares)
-        gain = float(gained.mean())
-        found.append(Gain(part, before, after, gain, low, high, float(confidence), sure))
+        found.append(gain_of(part, one, two, confidence))
     return tuple(found)
+
+
+def gain_of(part: str, one: NDArray[np.int_], two: NDArray[np.int_], confidence: float) -> Gain:
+    """What a part of the box gains from one set of drawn regimes to another.
+
+    Args:
+        part: one of `analysis.volume.PARTS`.
+        one: regimes before, (draws, points).
+        two: regimes after, of the same draws.
+        confidence: of the interval.
+    """
+    shares = part_shares(one, part), part_shares(two, part)
+    gained = shares[1] - shares[0]
+    low, high = ends(gained, confidence)
+    # A tie, such as two maps without a boundary, speaks for neither side.
+    sure = float((gained > 0).mean() + (gained == 0).mean() / 2)
+    before, after = (float(share.mean()) for share in shares)
+    return Gain(part, before, after, float(gained.mean()), low, high, float(confidence), sure)
 
 
 def _draws(

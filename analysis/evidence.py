@@ -60,15 +60,13 @@ def evidence_frame(
         results: numbered results; those of one point are replicates of it.
         audits: the audit of each training that belongs to one, by number.
     """
-    merged: dict[Point, tuple[int, PointResult]] = {}
+    trained: dict[Point, list[tuple[int, PointResult]]] = {}
     for number, result in sorted(results, key=lambda pair: pair[0]):
-        first, before = merged.get(result.point, (number, None))
-        replicates = (before.replicates if before else ()) + result.replicates
-        merged[result.point] = first, PointResult(result.point, replicates)
-    rows = [
-        evidence_row(number, result, (audits or {}).get(number, 0))
-        for number, result in merged.values()
-    ]
+        trained.setdefault(result.point, []).append((number, result))
+    rows = []
+    for found in trained.values():
+        first, merged = found[0][0], PointResult.merged([result for _, result in found])
+        rows.append(evidence_row(first, merged, (audits or {}).get(first, 0)))
     frame = pd.DataFrame(rows, columns=COLUMNS)
     return frame.astype({name: "float64" for name in EVIDENCE})
 

@@ -27,13 +27,14 @@ INDICATOR = 0.3
 #: Share of the box that is an extra level at 0.
 ZERO_SHARE = 1 / 8
 #: New points after which hyperparameters are fitted anew: up to ALWAYS points at every step, beyond
-#: it each time their number has grown by a factor.
+#: it each time their number has grown by a factor, or by MOST.
 STEP = 8
 ALWAYS = 64
 GROWTH = 1.15
+MOST = 256
 #: Factor between the numbers of points whose hyperparameters others start from.
 ANCHORS = 1.5
-#: Points that hyperparameters are fitted to, and that a process is made of, at most (about).
+#: Points that hyperparameters are fitted to, and that a process is made of, up to MOST more.
 ENOUGH = 256
 LIMIT = 1000
 #: Points that are predicted at once: memory stays small.
@@ -184,9 +185,14 @@ def fitted_at(count: int) -> int:
     if count <= STEP:
         return count
     level = STEP
-    while (following := max(level + STEP, int(level * GROWTH) if level >= ALWAYS else 0)) <= count:
+    while (following := _following(level)) <= count:
         level = following
     return level
+
+
+def _following(level: int) -> int:
+    grown = int(level * GROWTH) if level >= ALWAYS else 0
+    return min(max(level + STEP, grown), level + MOST)
 
 
 @lru_cache(maxsize=4)

@@ -17,16 +17,22 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 from stabmap import Point, PointResult, evaluate, load_spec
+from sweeps.point_runs import Trained, metrics_of
 from sweeps.store import Entry
-from sweeps.tracking import Tracker, _metrics, _Trained
+from sweeps.tracking import Tracker
 
 POINTS = 5
+
+
+def trained(number: int, result: PointResult) -> Trained:
+    """A point that was trained once."""
+    return Trained(((number, Entry(result, 0, 0.0)),))
 
 
 def by_value(client: MlflowClient, experiment: str, result: PointResult) -> None:
     """One request a value."""
     run = client.create_run(experiment).info.run_id
-    for metric in _metrics(result, 0):
+    for metric in metrics_of(trained(0, result)):
         client.log_metric(run, metric.key, metric.value, metric.timestamp, metric.step)
     for name in ("lr", "alpha", "weight_decay"):
         client.log_param(run, name, getattr(result.point, name))
@@ -44,9 +50,7 @@ def main() -> None:
         tracker = Tracker(spec)
         tracker.open()
         begin = time.perf_counter()
-        tracker._write_points(
-            [_Trained(n, Entry(result, 0, 0.0)) for n, result in enumerate(results)]
-        )
+        tracker._write_points([trained(n, result) for n, result in enumerate(results)])
         batched = (time.perf_counter() - begin) / POINTS
         tracker.close("FINISHED", 60.0)
         client = MlflowClient(f"sqlite:///{Path(folder) / 'other.db'}")
@@ -55,7 +59,7 @@ def main() -> None:
         for result in results:
             by_value(client, experiment, result)
         single = (time.perf_counter() - begin) / POINTS
-    values = sum(1 for _ in _metrics(results[0], 0))
+    values = sum(1 for _ in metrics_of(trained(0, results[0])))
     print(f"values a point                 {values}")
     print(f"batched, ms a point            {batched * 1e3:.0f}")
     print(f"value by value, ms a point     {single * 1e3:.0f}")

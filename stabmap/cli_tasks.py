@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from stabmap.cli_parts import AsJson, TaskFiles, load_task_files, plain_errors
-from trainables.domain import InputError, Mistake, StabmapError
+from trainables.domain import InputError, Mistake
 
 verbs = typer.Typer()
 FILES = ("task.py", "sweep.yaml")
@@ -33,7 +33,8 @@ def init(
             (folder / name).write_text(text, "utf-8")
             print(folder / name)
     except OSError as error:
-        raise StabmapError(f"folder {folder}: cannot be written to ({error.strerror})") from error
+        law, remedy = f"cannot be written to ({error.strerror})", "name a folder of yours"
+        raise InputError([Mistake("folder", str(folder), law, remedy)]) from error
     print(f"next: stabmap run {folder / 'sweep.yaml'} --tasks {folder / 'task.py'}")
 
 

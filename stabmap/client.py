@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.client import HTTPException, HTTPResponse
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from urllib3 import BaseHTTPResponse, PoolManager, ProxyManager
+from urllib3.exceptions import HTTPError, ProtocolError
 
 from analysis.hosts import is_loopback_host
 from sweeps.secrets import read_secret
@@ -29,6 +31,8 @@ TOKEN = "STABMAP_TOKEN"
 #: Places of one request, and points of one page.
 BATCH = 100_000
 PAGE = 1_000
+#: Connections that are kept open for the threads of a program.
+CONNECTIONS = 16
 #: What a map says of a point beside its evidence.
 VERDICT = (
     "number",
@@ -127,7 +131,7 @@ class SweepEvent:
 class Client:
     """Asks a service about its sweeps and their maps.
 
-    Sweeps are named by hash, MLflow id or title, as everywhere.
+    Sweeps are named by hash, MLflow id or title, as everywhere. Threads may share a client.
 
     Args:
         address: where the service listens.
@@ -164,6 +168,13 @@ class Client:
             raise InputError([Mistake("address", self.address, "is no address of one", remedy)])
         if self.token is None:
             object.__setattr__(self, "token", read_secret(TOKEN))
+        if self.token is not None and not (self.token.isascii() and self.token.isprintable()):
+            law = "a token is one line of ASCII characters"
+            raise InputError([Mistake("token", self.token, law, "give what stabmap serve takes")])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without its connections, so that it can be sent to other processes."""
+        return type(self), (self.address, self.token, self.timeout)
 
     # ----------------------------------------------------------------- sweeps
 
@@ -322,19 +333,19 @@ class Client:
     @contextmanager
     def _opened(
         self, path: str, data: bytes | None = None, headers: Mapping[str, str] | None = None
-    ) -> Iterator[HTTPResponse]:
-        request = urllib.request.Request(self.address.rstrip("/") + path, data, dict(headers or {}))
+    ) -> Iterator[BaseHTTPResponse]:
+        sent = dict(headers or {})
         if data is not None:
-            request.add_header("Content-Type", "application/json")
+            sent["Content-Type"] = "application/json"
         if self.token is not None:
-            request.add_unredirected_header("Authorization", f"Bearer {self.token}")
+            sent["Authorization"] = f"Bearer {self.token}"
+        answer = None
         try:
-            with self._opener().open(request, timeout=self.timeout) as answer:
-                yield answer
-        except urllib.error.HTTPError as error:
-            with error:
-                raise self._refusal(error.code, error.read()) from None
-        except (OSError, HTTPException, ValueError) as error:
+            answer = self._asked(path, data, sent)
+            if answer.status != 200:
+                raise self._refusal(answer.status, answer.read())
+            yield answer
+        except (OSError, HTTPError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
             reason = getattr(error, "reason", None) or str(error) or type(error).__name__
@@ -342,12 +353,29 @@ class Client:
                 f"address = {self.address!r}: the service does not answer ({reason}); start it "
                 "with stabmap serve, or mend the address"
             ) from error
+        finally:
+            if answer is not None:
+                answer.close()  # only what was not read to its end
+                answer.release_conn()
 
-    def _opener(self) -> urllib.request.OpenerDirector:
-        """What asks: never a proxy about this machine, and nobody whom the service names."""
-        local = is_loopback_host(urlsplit(self.address).hostname or "")
-        proxies = [urllib.request.ProxyHandler({})] if local else []
-        return urllib.request.build_opener(_NoRedirect, *proxies)
+    def _asked(self, path: str, data: bytes | None, headers: Mapping[str, str]) -> BaseHTTPResponse:
+        url, method = self.address.rstrip("/") + path, "GET" if data is None else "POST"
+        ask = partial(self._pool.request, method, url, body=data, headers=headers)
+        try:
+            return ask(redirect=False, retries=False, preload_content=False)
+        except ProtocolError:  # the service has closed a connection that was kept
+            return ask(redirect=False, retries=False, preload_content=False)
+
+    @cached_property
+    def _pool(self) -> PoolManager:
+        """Connections that are kept: never through a proxy to this machine, no redirects."""
+        kept: dict[str, Any] = {"maxsize": CONNECTIONS, "timeout": self.timeout}
+        place = urlsplit(self.address)
+        host = place.hostname or ""
+        proxy = getproxies().get(place.scheme)
+        if proxy is None or is_loopback_host(host) or proxy_bypass(host):
+            return PoolManager(**kept)
+        return ProxyManager(proxy, **kept)
 
     def _refusal(self, status: int, content: bytes) -> Exception:
         if status in (401, 403):
@@ -371,15 +399,9 @@ class Client:
         return UnreachableError(f"address = {self.address!r}: the service cannot answer: {said}")
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """The token is for one address."""
-
-    def redirect_request(self, *_: Any) -> None:
-        """Do not follow."""
-
-
 def _path(name: str) -> str:
-    return f"/sweeps/{quote(name, safe='')}"
+    # A name such as `..` is none of a folder above.
+    return "/sweeps/" + quote(name, safe="").replace(".", "%2E")
 
 
 def _numbers(axis: str, value: ArrayLike) -> Any:

@@ -13,6 +13,7 @@ from trainables.domain import InputError, NotReproducibleError, Point, Training
 from trainables.dynamics.ensembles.choose import choose
 from trainables.evaluate import check_reproducible
 from trainables.pack import PackRun
+from trainables.sharing import other_random_numbers
 from trainables.tasks import Task, get_task
 from trainables.tasks.checks import check_parts
 from trainables.trajectory import Bench, Trajectory
@@ -120,8 +121,8 @@ def _problems(task: Task) -> Iterator[str]:
 def _same_data(task: Task) -> Iterator[str]:
     for method in ("train_data", "test_data"):
         pairs = [getattr(task, method)()]
-        torch.rand(1)  # whoever draws from PyTorch's own generator shows it
-        pairs.append(getattr(task, method)())
+        with other_random_numbers():  # whoever draws from a global generator shows it
+            pairs.append(getattr(task, method)())
         for what, one, other in zip(("inputs", "targets"), *pairs, strict=True):
             if one.shape != other.shape or not torch.equal(one, other):
                 yield f"{method}() gives other {what} at a second call; seed what is random in it"
@@ -130,8 +131,8 @@ def _same_data(task: Task) -> Iterator[str]:
 def _same_network(task: Task) -> Iterator[str]:
     first = task.module(3)
     kept = [p.detach().clone() for p in first.parameters()]
-    torch.rand(1)
-    second = task.module(3)
+    with other_random_numbers():
+        second = task.module(3)
     again = [p.detach() for p in second.parameters()]
     if any(not torch.equal(a, b) for a, b in zip(kept, again, strict=True)):
         yield "module() gives other weights for the same seed; draw them from the seed alone"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,14 +33,13 @@ def dataset_of(spec: SweepSpec) -> Dataset:
     Raises:
         Exception: whatever the task raises.
     """
+    from trainables.sharing import digest
     from trainables.tasks import get_task
 
     task = get_task(spec.task_name, **spec.task_options)
     parts = task.train_data(), task.test_data()
-    digest = hashlib.sha256()
-    for tensor in (tensor for part in parts for tensor in part):
-        digest.update(tensor.contiguous().numpy().tobytes())
     train, test = (len(inputs) for inputs, _ in parts)
     source = {"task": spec.task_name, **spec.task_options}
     stand_in = task.stand_in
-    return Dataset(spec.task_name, digest.hexdigest()[:16], source, (train, test), stand_in)
+    found = digest(tensor for part in parts for tensor in part)[:16]
+    return Dataset(spec.task_name, found, source, (train, test), stand_in)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sweeps.database import Database
 from sweeps.mirror import Mirror
+from sweeps.point_runs import PointRun
 from sweeps.rounds import Rounds
 from sweeps.spec import SweepSpec
 from sweeps.store import Entry, Store, key_of
 from sweeps.tracking import Tracker
+from trainables.domain import PointResult
 from trainables.messages import redacted
 
 #: Seconds that a repair waits for a service that does not answer.
@@ -165,26 +166,39 @@ def _in_mlflow(spec: SweepSpec, store: Store, numbered: dict[int, Entry]) -> Ite
     if found is None:
         yield Finding("MLflow", "the sweep's run is not there")
         return
-    times = Counter(child.key for child in found.children if child.finished)
-    entries = {entry.key: entry for entry in numbered.values()}
-    if missing := len(entries.keys() - times.keys()):
-        yield Finding("MLflow", f"{missing} runs are missing")
-    if doubled := sum(count - 1 for count in times.values()):
+    finished = [run for run in found.points if run.finished]
+    recorded = {(run.point, repetition) for run in finished for repetition in run.repetitions}
+    if missing := len({_training(entry) for entry in numbered.values()} - recorded):
+        yield Finding("MLflow", f"{missing} trainings are missing")
+    if doubled := len(finished) - len({run.point for run in finished}):
         yield Finding("MLflow", f"{doubled} runs are doubled")
-    if strange := len(times.keys() - store.entries.keys()):
-        yield Finding("MLflow", f"{strange} runs have no result in the store")
-    if left := sum(not child.finished for child in found.children):
+    kept = _by_training(store)
+    if strange := len(recorded - kept.keys()):
+        yield Finding("MLflow", f"{strange} trainings have no result in the store")
+    if left := len(found.points) - len(finished):
         yield Finding("MLflow", f"{left} runs are left running")
-    regimes = _regimes(store)
-    known = [child for child in found.children if child.finished and child.key in regimes]
-    if wrong := sum(child.regime != regimes[child.key] for child in known):
+    if wrong := sum(_regime(run, kept) not in (run.regime, None) for run in finished):
         yield Finding("MLflow", f"{wrong} runs have another regime than the store")
     if found.running:
         yield Finding("MLflow", "the sweep's run is left running")
 
 
-def _regimes(store: Store) -> dict[str, str]:
-    return {key: entry.result.verdict.regime.value for key, entry in store.entries.items()}
+def _training(entry: Entry) -> tuple[str, int]:
+    """What tells a training from all others of its sweep."""
+    return entry.result.point.key, entry.repetition
+
+
+def _by_training(store: Store) -> dict[tuple[str, int], PointResult]:
+    return {_training(entry): entry.result for entry in store.entries.values()}
+
+
+def _regime(run: PointRun, kept: Mapping[tuple[str, int], PointResult]) -> str | None:
+    """That which a run must show; None where the store lacks one of its trainings."""
+    results = [kept.get((run.point, repetition)) for repetition in sorted(run.repetitions)]
+    known = [result for result in results if result is not None]
+    if not known or len(known) < len(results):
+        return None
+    return PointResult.merged(known).verdict.regime.value
 
 
 def _repair(spec: SweepSpec, store: Store, before: Report) -> None:
@@ -199,7 +213,8 @@ def _repair(spec: SweepSpec, store: Store, before: Report) -> None:
     mirror.open(begun=False)
     rounds, numbered = _replay(spec, store)  # with what the database knew
     tracker = Tracker(spec, store.recall().get("sweep"))
-    tracker.take_out(tracker.known, _regimes(store))
+    kept = _by_training(store)
+    tracker.take_out(tracker.known, lambda run: _regime(run, kept) != run.regime)
     sweep = tracker.open()
     mirror.remember_run(sweep)
     for number, entry in numbered.items():

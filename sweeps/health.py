@@ -231,8 +231,7 @@ def judge_mlflow(uri: str | None) -> list[Problem]:
 
 
 def _cause(error: BaseException) -> str:
-    from trainables.messages import redacted
+    from trainables.messages import first_line
 
     cause = error.__cause__ or error
-    first = (str(cause).strip().splitlines() or [""])[0]
-    return redacted(f"{type(cause).__name__}: {first}")[:160]
+    return f"{type(cause).__name__}: {first_line(cause)}"[:160]

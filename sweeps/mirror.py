@@ -47,8 +47,9 @@ class Mirror:
         run = None
         try:
             run = self._open()
-        except UnreachableError:
-            if not begun:
+        except BaseException as error:
+            if not begun or not isinstance(error, UnreachableError):
+                self._database.close()  # others may hold the sweep now
                 raise
         self._records.start()
         return run

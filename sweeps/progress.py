@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import IO
 
 from trainables.domain import PointResult, Regime
@@ -52,7 +53,7 @@ class Progress:
         now = time.monotonic()
         if not self._terminal and self._stream is not None and now - self._last >= LINE_SECONDS:
             self._last = now
-            print(self.line(), file=self._stream, flush=True)
+            self._print(f"{self.line()}\n")
 
     def counts(self) -> dict[str, int]:
         """Number of points of each regime so far."""
@@ -70,9 +71,8 @@ class Progress:
 
     def say(self, note: str | None) -> None:
         """Show what the sweep waits for, once; None takes it back."""
-        if note is not None and self.note is None and self._stream is not None:
-            lead = "\r\x1b[K" if self._terminal else ""
-            print(f"{lead}{note}", file=self._stream, flush=True)
+        if note is not None and self.note is None:
+            self._print(f"{note}\n")
         self.note = note
 
     def line(self) -> str:
@@ -90,16 +90,21 @@ class Progress:
 
     def _redraw(self) -> None:
         while not self._stop.wait(1.0):
-            print(f"\r\x1b[K{self.line()}", end="", file=self._stream, flush=True)
+            self._print(self.line())
 
     def stop(self) -> None:
         """Write the last state and end the line."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
+        self._print(f"{self.line()}\n")
+
+    def _print(self, text: str) -> None:
+        """Instead of the line that is redrawn, on a terminal."""
         if self._stream is not None:
-            lead = "\r\x1b[K" if self._terminal else ""
-            print(f"{lead}{self.line()}", file=self._stream, flush=True)
+            with suppress(OSError):  # a terminal that was closed
+                lead = "\r\x1b[K" if self._terminal else ""
+                print(lead + text, end="", file=self._stream, flush=True)
 
 
 def clock(seconds: float) -> str:

@@ -68,6 +68,8 @@ IMPATIENCE = 10.0
 #: Parts of Tune that complain at the end: of files that it was told not to write, and of lost packs
 #: whose points were trained in others.
 UNFOUNDED = ("analysis.experiment_analysis", "tune")
+#: What asks for an end: Ctrl-C, a scheduler, a terminal that closes.
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Least time between two maps on the way; the last one is always recorded.
 MAP_SECONDS = 10.0
 
@@ -193,6 +195,7 @@ class _Session:
         self._meter = Meter(process=True)
         self.heartbeat = Heartbeat(store, self._facts, self._end)
         self.ended: Ending | None = None
+        self._hang_up: Any = None
         self._address = "local"
         self._begin = time.monotonic()
         self._mapped = time.monotonic()
@@ -224,6 +227,8 @@ class _Session:
                     stability_map, picture = self._write_map()
             finally:
                 recorded = self._close(status, state)
+                if self._hang_up is not None:
+                    signal.signal(signal.SIGHUP, self._hang_up)
         return Outcome(
             self.tracker.sweep_id,
             self._ending(),
@@ -452,7 +457,7 @@ class _Session:
 
     @contextmanager
     def _interruptible(self) -> Iterator[Callable[[], None]]:
-        """Ctrl-C (and SIGTERM) end the sweep in good order; a second one ends it at once.
+        """Ctrl-C, SIGTERM or a lost terminal end the sweep in good order; a second one at once.
 
         Yields:
             What listens again after somebody else has begun to.
@@ -460,14 +465,23 @@ class _Session:
         if threading.current_thread() is not threading.main_thread():
             yield lambda: None
             return
-        former = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+        former = {s: signal.getsignal(s) for s in ENDINGS}
+        if former[signal.SIGHUP] is signal.SIG_IGN:  # started by nohup
+            del former[signal.SIGHUP]
+        # A terminal that closes says so twice and more, and cuts nothing short: not the map either.
+        self._hang_up = former.get(signal.SIGHUP)
+        after = {s: signal.SIG_IGN if s == signal.SIGHUP else h for s, h in former.items()}
+
+        def listen_no_more() -> None:
+            for each, handler in after.items():
+                signal.signal(each, handler)
 
         def interrupt(number: int, _frame: object) -> None:
             self.ended = "interrupted"
             self.searcher.closed = True
-            for each, handler in former.items():
-                signal.signal(each, handler)
-            print("\nstopping; everything finished is kept", file=sys.stderr, flush=True)
+            listen_no_more()
+            with suppress(OSError):  # the terminal is gone
+                print("\nstopping; everything finished is kept", file=sys.stderr, flush=True)
 
         def listen() -> None:
             if self.ended != "interrupted":
@@ -478,8 +492,7 @@ class _Session:
         try:
             yield listen
         finally:
-            for each, handler in former.items():
-                signal.signal(each, handler)
+            listen_no_more()
 
 
 class _Stop(tune.Stopper):
@@ -570,13 +583,24 @@ def _start_ray(spec: SweepSpec, address: str, scratch: Path) -> None:
             "_temp_dir": str(scratch / "ray"),
         }
     try:
-        ray.init(**options)
+        with _deaf_to_hang_ups():
+            ray.init(**options)
     except Exception as error:
         first = first_line(error) or repr(error)[:200]
         raise UnreachableError(
             f"address = {address!r}: Ray cannot be reached ({first}); use --address local, "
             "or start the cluster first"
         ) from error
+
+
+@contextmanager
+def _deaf_to_hang_ups() -> Iterator[None]:
+    """Processes that begin here outlive their terminal: the driver hears of it, and ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def disk_full(folder: Path, results: int) -> str:

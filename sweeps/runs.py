@@ -43,27 +43,37 @@ class FinishedRun:
 
 
 def log_batch(
-    client: Any, run_id: str, metrics: Sequence[Any], params: Mapping[str, str] | None = None
+    client: Any,
+    run_id: str,
+    metrics: Sequence[Any],
+    params: Mapping[str, str] | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> None:
-    """Log metrics and params in as few requests as MLflow allows."""
-    from mlflow.entities import Param
+    """Log metrics, params and tags in as few requests as MLflow allows."""
+    from mlflow.entities import Param, RunTag
 
     entries = [Param(k, v) for k, v in (params or {}).items()]
+    named = [RunTag(k, v) for k, v in (tags or {}).items()]
     rest = list(metrics)
     while True:
-        client.log_batch(run_id, metrics=rest[:BATCH], params=entries)
-        rest, entries = rest[BATCH:], []
+        client.log_batch(run_id, metrics=rest[:BATCH], params=entries, tags=named)
+        rest, entries, named = rest[BATCH:], [], []
         if not rest:
             return
 
 
-def write_run(client: Any, experiment_id: str, run: FinishedRun) -> None:
-    """Write a run through the client, which works wherever the runs are kept."""
+def write_run(client: Any, experiment_id: str, run: FinishedRun) -> str:
+    """Write a run through the client, which works wherever the runs are kept.
+
+    Returns:
+        Its id.
+    """
     opened = client.create_run(
         experiment_id, start_time=run.time, run_name=run.name, tags=dict(run.tags)
     )
     log_batch(client, opened.info.run_id, run.metrics, run.params)
     client.set_terminated(opened.info.run_id, "FINISHED", end_time=run.time)
+    return str(opened.info.run_id)
 
 
 def log_dataset(client: Any, run_id: str, data: Dataset) -> None:
@@ -96,13 +106,16 @@ def database_of(client: Any) -> Any | None:
     return store if type(store) is SqlAlchemyStore else None
 
 
-def write_together(store: Any, experiment_id: str, runs: Sequence[FinishedRun]) -> None:
+def write_together(store: Any, experiment_id: str, runs: Sequence[FinishedRun]) -> list[str]:
     """Write runs in one transaction.
 
     Args:
         store: from `database_of`.
         experiment_id: where they belong.
         runs: the runs.
+
+    Returns:
+        Their ids, in this order.
 
     Raises:
         Exception: nothing was written.
@@ -129,6 +142,7 @@ def write_together(store: Any, experiment_id: str, runs: Sequence[FinishedRun]) 
         for model, content in rows.items():
             if content:
                 session.execute(model.__table__.insert(), content)
+    return identities
 
 
 def _location(store: Any, experiment_id: str) -> str:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 #: One point in so many of a budget belongs to the audit, unless the spec says otherwise.
 AUDIT_SHARE = 8
 #: How the address of a database begins.
-DATABASES = r"sqlite:///.|postgresql(\+\w+)?://."
+DATABASES = r"sqlite:///.|postgresql(\+(psycopg2|psycopg|pg8000))?://."
 #: The stabiliser of a sweep whose alpha is held at 0, where each of them does nothing.
 NO_STABILISER = "none"
 
@@ -205,9 +205,9 @@ class SweepSpec(_Part):
     @cached_property
     def training(self) -> Training:
         """How every point is trained."""
-        from trainables.dynamics.stabilisers import options_of
+        from trainables.options import plain_options
 
-        named = options_of(_get_stabiliser(**self.stabiliser.model_dump()))
+        named = plain_options(_get_stabiliser(**self.stabiliser.model_dump()))
         return Training(**self._settings() | {"stabiliser": named})
 
     def _settings(self) -> dict[str, Any]:
@@ -255,11 +255,11 @@ class SweepSpec(_Part):
     @property
     def notes(self) -> tuple[str, ...]:
         """Remarks on what is allowed but has no effect."""
-        from trainables.dynamics.stabilisers import options_of
+        from trainables.options import plain_options
 
         notes = [*self.training.notes]
         given = self.training.stabiliser
-        if not self.stabilised and given != options_of(_get_stabiliser(NO_STABILISER)):
+        if not self.stabilised and given != plain_options(_get_stabiliser(NO_STABILISER)):
             name = self.stabiliser.name
             notes.append(f"stabiliser {name} does nothing at alpha 0: give axes.alpha a range")
         if self.stand_in is not None:
@@ -676,7 +676,7 @@ def _database_laws(spec: SweepSpec) -> Iterable[Mistake]:
 def database_mistakes(field: str, address: str) -> Iterable[Mistake]:
     """What is wrong with the address of a database."""
     if not re.match(DATABASES, address):
-        law = "is no address of a sqlite file or of PostgreSQL"
+        law = "is no address of a sqlite file or of PostgreSQL (drivers: psycopg2, psycopg, pg8000)"
         remedy = "write sqlite:////path/file.db or postgresql://user@host/name"
         yield Mistake(field, redacted(address), law, remedy)
 
@@ -716,7 +716,7 @@ def _task_of(spec: SweepSpec) -> tuple[Task | None, list[Mistake]]:
 
 
 def _training_of(spec: SweepSpec) -> tuple[Training | None, list[Mistake]]:
-    from trainables.dynamics.stabilisers import options_of
+    from trainables.options import plain_options
 
     settings, name = spec._settings(), spec.stabiliser.name
     if name is None:
@@ -726,7 +726,7 @@ def _training_of(spec: SweepSpec) -> tuple[Training | None, list[Mistake]]:
         dict(spec.stabiliser.model_extra or {}),
         "stabiliser.",
     )
-    settings["stabiliser"] = {"name": name} if stabiliser is None else options_of(stabiliser)
+    settings["stabiliser"] = {"name": name} if stabiliser is None else plain_options(stabiliser)
     training, others = _built(Training, settings)
     return training, [*wrong, *others]
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import math
 import os
 import platform
 import shlex
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -26,14 +25,21 @@ from typing import Any
 import yaml
 
 from analysis.load import ARTIFACT_FOLDER, default_tracking_uri
-from analysis.map import EVIDENCE, MAP_FILE, StabilityMap, evidence_row
+from analysis.map import MAP_FILE, StabilityMap
 from analysis.tracking import Tracking
 from sweeps.backlog import Backlog
 from sweeps.dataset import Dataset, dataset_of
 from sweeps.machines import Machines
 from sweeps.pace import Pace
+from sweeps.point_runs import (
+    PARENT_TAG,
+    PointRun,
+    Trained,
+    finished_run,
+    metrics_of,
+    tags_of,
+)
 from sweeps.runs import (
-    FinishedRun,
     database_of,
     log_batch,
     log_dataset,
@@ -43,33 +49,19 @@ from sweeps.runs import (
 from sweeps.spec import SweepSpec
 from sweeps.store import Entry
 from trainables import __version__
-from trainables.domain import AXIS_NAMES, Curve, PointResult, UnreachableError
+from trainables.domain import UnreachableError
 from trainables.messages import first_line, redacted
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
-PARENT_TAG = "mlflow.parentRunId"
-POINT_TAG = "stabmap.point"
 HASH_TAG = "stabmap.spec"
 ORIGIN_TAG = "stabmap.origin"
 PACKAGES = ("torch", "ray", "optuna", "mlflow", "numpy")
 #: What MLflow answers where a record is wrong and the server is not.
 REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST")
-#: Points kept of a curve of any replicate but the first, of which all are.
-OTHER_CURVES = 16
-#: Verdict and metric of each replicate, with its number as the step.
-BY_REPLICATE = ("margin_stable", "margin_bounded", "metric")
 
 _log = logging.getLogger("stabmap")
-
-
-@dataclass(frozen=True)
-class _Trained:
-    """A training of a point that is to be recorded."""
-
-    number: int
-    entry: Entry
 
 
 @dataclass(frozen=True)
@@ -87,22 +79,7 @@ class _Shown:
     last: bool
 
 
-Record = Callable[[], None] | _Trained
-
-
-@dataclass(frozen=True)
-class Child:
-    """What MLflow has of a training.
-
-    Args:
-        key: its key in the store.
-        finished: whether its run is over.
-        regime: the regime that it shows.
-    """
-
-    key: str
-    finished: bool
-    regime: str
+Record = Callable[[], None] | Trained
 
 
 @dataclass(frozen=True)
@@ -111,11 +88,11 @@ class Survey:
 
     Args:
         running: whether the parent run says that it is being run.
-        children: its runs of points.
+        points: its runs of points.
     """
 
     running: bool
-    children: tuple[Child, ...]
+    points: tuple[PointRun, ...]
 
 
 def tracking_uri(spec: SweepSpec) -> str:
@@ -150,7 +127,8 @@ class Tracker:
         #: What tells the parent run of this store from all others, before its id is known.
         self.origin: str | None = None
         self._records = Backlog[Record]("MLflow", self._write, _is_refusal)
-        self._recorded: set[str] = set()
+        self._trained: dict[str, Trained] = {}
+        self._recorded: dict[str, PointRun] = {}
         self._doubtful = False
         self._latest: _Shown | None = None
         self._dataset: Dataset | None = None
@@ -242,7 +220,7 @@ class Tracker:
         if self.known is not None and self._exists(self.known):
             self.sweep_id = self.known
             self._go_on()
-            self._recorded = self._finished_children()
+            self._recorded = self._finished_points()
             return
         self.sweep_id = self._begun() or self._create()
         log_batch(self._client, self.sweep_id, [], self._parent_params())
@@ -323,9 +301,9 @@ class Tracker:
 
     # ----------------------------------------------------------------- children
 
-    def _children(self) -> list[Any]:
+    def _points(self) -> list[PointRun]:
         """All runs of points that MLflow has of this sweep."""
-        runs: list[Any] = []
+        runs: list[PointRun] = []
         token = None
         while True:
             page = self._client.search_runs(
@@ -334,36 +312,33 @@ class Tracker:
                 max_results=1000,
                 page_token=token,
             )
-            runs += list(page)
+            runs += map(PointRun.of, page)
             token = page.token
             if not token:
                 return runs
 
-    def _finished_children(self) -> set[str]:
-        """Points that are recorded in full; half-written runs and doubles are taken out."""
-        finished: set[str] = set()
-        for run in self._children():
-            key = run.data.tags.get(POINT_TAG, "")
-            if run.info.status == "FINISHED" and key not in finished:
-                finished.add(key)
+    def _finished_points(self) -> dict[str, PointRun]:
+        """Points that are recorded, by their key; half-written runs and doubles are taken out."""
+        finished: dict[str, PointRun] = {}
+        for one in sorted(self._points(), key=lambda one: -len(one.repetitions)):
+            if one.finished and one.repetitions and one.point not in finished:
+                finished[one.point] = one
             else:
-                self._client.set_terminated(run.info.run_id, "KILLED")
-                self._client.delete_run(run.info.run_id)
+                self._client.set_terminated(one.run, "KILLED")
+                self._client.delete_run(one.run)
         return finished
 
-    def take_out(self, sweep_id: str | None, regimes: Mapping[str, str]) -> None:
-        """Take out runs of points that show another regime than their results.
+    def take_out(self, sweep_id: str | None, wrong: Callable[[PointRun], bool]) -> None:
+        """Take out runs of points.
 
         Args:
             sweep_id: the parent run.
-            regimes: the regime of each key.
+            wrong: which of them.
         """
-        if self.survey(sweep_id) is None:
-            return
-        for run in self._children():
-            key = run.data.tags.get(POINT_TAG, "")
-            if run.data.tags.get("regime") != regimes.get(key):
-                self._client.delete_run(run.info.run_id)
+        survey = self.survey(sweep_id)
+        for run in survey.points if survey else ():
+            if wrong(run):
+                self._client.delete_run(run.run)
 
     def survey(self, sweep_id: str | None) -> Survey | None:
         """What MLflow has of a sweep; None where it has nothing.
@@ -378,54 +353,30 @@ class Tracker:
                 return None
             parent = self._client.get_run(sweep_id).info
             self.sweep_id, self._experiment_id = sweep_id, parent.experiment_id
-            children = tuple(
-                Child(
-                    run.data.tags.get(POINT_TAG, ""),
-                    run.info.status == "FINISHED",
-                    run.data.tags.get("regime", ""),
-                )
-                for run in self._children()
-            )
+            points = tuple(self._points())
         except MlflowException as error:
             raise UnreachableError(
                 f"tracking.address = {redacted(self.uri)!r}: MLflow does not answer "
                 f"({first_line(error, 160)})"
             ) from error
-        return Survey(parent.status == "RUNNING", children)
+        return Survey(parent.status == "RUNNING", points)
 
     def tag(self, key: str, value: str) -> None:
         """Put a tag on the parent run."""
         self._records.put(lambda: self._client.set_tag(self.sweep_id, key, value))
 
     def log_point(self, number: int, entry: Entry) -> None:
-        """Record a training of a point, unless it is recorded already."""
-        if entry.key not in self._recorded:
-            self._records.put(_Trained(number, entry))
+        """Record a training of a point, unless it is recorded already.
 
-    def _run_of(self, trained: _Trained) -> FinishedRun:
-        result, verdict = trained.entry.result, trained.entry.result.verdict
-        point, now = result.point, int(trained.entry.finished_at * 1000)
-        found = [replicate.verdict.regime.value for replicate in result.replicates]
-        tags = {
-            PARENT_TAG: self.sweep_id,
-            POINT_TAG: trained.entry.key,
-            "repetition": str(trained.entry.repetition),
-            "stabmap.kind": "point",
-            "regime": verdict.regime.value,
-            "reason": verdict.reason.value,
-            "sweep": self._spec.title,
-            "task": self._spec.task_name,
-            "optimiser": self._spec.training.optimiser,
-            "dtype": self._spec.training.dtype,
-            "stabiliser": self._spec.training.stabiliser_name if point.alpha else "none",
-            "replicates": " ".join(found),
-            "replicates_agree": "yes" if len(set(found)) == 1 else "no",
-        }
-        params = {name: repr(getattr(point, name)) for name in AXIS_NAMES}
-        params |= {"number": str(trained.number), "ks": " ".join(map(str, self._spec.ks))}
-        params["seeds"] = " ".join(str(r.seed) for r in result.replicates)
-        name = f"{self._spec.title}-{trained.number}"
-        return FinishedRun(name, now, tags, params, list(_metrics(result, now)))
+        Args:
+            number: of the trial.
+            entry: the result.
+        """
+        key = entry.result.point.key
+        before = self._trained.get(key)
+        trained = before.with_also(number, entry) if before else Trained(((number, entry),))
+        self._trained[key] = trained
+        self._records.put(trained)
 
     def _write(self, records: Sequence[Record]) -> None:
         """Write records; after an error only those that are not there."""
@@ -433,27 +384,57 @@ class Tracker:
             if self.away:
                 self._go_on()
                 self.away = False
-            self._recorded = self._finished_children()
+            self._recorded = self._finished_points()
         self._doubtful = True
-        self._write_points([r for r in records if isinstance(r, _Trained)])
+        self._write_points([r for r in records if isinstance(r, Trained)])
         for record in records:  # after the points: the last one says that the sweep is over
-            if not isinstance(record, _Trained):
+            if not isinstance(record, Trained):
                 record()
         self._doubtful = False
 
-    def _write_points(self, points: Sequence[_Trained]) -> None:
-        """Those that are not there: all at once where that can be done, else one by one."""
-        points = [point for point in points if point.entry.key not in self._recorded]
-        if points and (store := database_of(self._client)):
+    def _write_points(self, points: Sequence[Trained]) -> None:
+        """What is not there: new runs all at once where that can be done, else one by one."""
+        latest = {point.point.key: point for point in points}  # the last of a point has all
+        for key, point in latest.items():
+            self._take_out_other(key, point)
+        new = [point for key, point in latest.items() if key not in self._recorded]
+        if new and (store := database_of(self._client)):
             try:
-                write_together(store, self._experiment_id, [self._run_of(p) for p in points])
-                self._recorded |= {point.entry.key for point in points}
+                runs = [finished_run(self._spec, self.sweep_id, point) for point in new]
+                self._note(write_together(store, self._experiment_id, runs), new)
             except Exception:  # the client then says what is wrong, if it was not the answer alone
-                self._recorded = self._finished_children()
-        for point in points:
-            if point.entry.key not in self._recorded:
-                write_run(self._client, self._experiment_id, self._run_of(point))
-                self._recorded.add(point.entry.key)
+                self._recorded = self._finished_points()
+        for key, point in latest.items():
+            if key not in self._recorded:
+                run = finished_run(self._spec, self.sweep_id, point)
+                self._note([write_run(self._client, self._experiment_id, run)], [point])
+            elif not point.repetitions <= self._recorded[key].repetitions:
+                self._add(self._recorded[key], point)
+
+    def _take_out_other(self, key: str, point: Trained) -> None:
+        """A run to which the point cannot be added.
+
+        Params never change, so it has the number of the first training, or is another's; and what
+        is said of all trainings has to be known of all.
+        """
+        known = self._recorded.get(key)
+        if known is None:
+            return
+        more = not point.repetitions <= known.repetitions
+        if known.number != point.number or (more and not known.repetitions <= point.repetitions):
+            self._client.delete_run(known.run)
+            del self._recorded[key]
+
+    def _note(self, runs: Sequence[str], points: Sequence[Trained]) -> None:
+        """These points have these runs."""
+        pairs = zip(runs, points, strict=True)
+        self._recorded |= {p.point.key: PointRun.written(run, p) for run, p in pairs}
+
+    def _add(self, known: PointRun, point: Trained) -> None:
+        """Further trainings of a point to its run; the tags last, which say that they are there."""
+        log_batch(self._client, known.run, metrics_of(point, known.repetitions))
+        log_batch(self._client, known.run, [], tags=tags_of(point))
+        self._note([known.run], [point])
 
     # ----------------------------------------------------------------- the map
 
@@ -512,12 +493,8 @@ class Tracker:
 
     def _tracking(self, links: bool) -> Tracking:
         """What page and report say of the runs; their ids only where a browser can open them."""
-        runs: dict[int, str] = {}
-        if links and self._remote:
-            for run in self._children():
-                number = run.data.params.get("number", "")
-                if number.isdecimal() and run.data.tags.get("repetition", "0") == "0":
-                    runs[int(number)] = run.info.run_id
+        found = self._points() if links and self._remote else []
+        runs = {point.number: point.run for point in found}
         address = redacted(self.uri) if self._remote else None
         tags = self._parent_tags()
         if self._dataset is not None:
@@ -575,57 +552,6 @@ def _is_refusal(error: Exception) -> bool:
 def _is_denial(error: Exception) -> bool:
     """Whether MLflow answers, and keeps us out."""
     return getattr(error, "error_code", None) in ("UNAUTHENTICATED", "PERMISSION_DENIED")
-
-
-def _metrics(result: PointResult, now: int) -> Iterable[Any]:
-    """Everything finite about a point, axis values included: filters compare only metrics."""
-    from mlflow.entities import Metric
-
-    verdict = result.verdict
-    values: dict[str, float | None] = {name: getattr(result.point, name) for name in AXIS_NAMES}
-    values |= {
-        "margin_stable": verdict.margins.stable,
-        "margin_bounded": verdict.margins.bounded,
-        "decided_step": verdict.step,
-    }
-    row = evidence_row(0, result)  # the same medians as in the map
-    values |= {name: row[name] for name in EVIDENCE}
-    for name, value in values.items():
-        if value is not None and math.isfinite(value):
-            yield Metric(name, float(value), now, 0)
-    for number, replicate in enumerate(result.replicates):
-        for name, curve in replicate.curves.items():
-            key = f"curve/{name}" if number == 0 else f"curve/{name}/replicate {number + 1}"
-            for step, value in _thinned(curve, number):
-                if math.isfinite(value):
-                    yield Metric(key, value, now, step)
-    if len(result.replicates) > 1:
-        yield from _by_replicate(result, now)
-
-
-def _thinned(curve: Curve, number: int) -> Iterator[tuple[int, float]]:
-    """All that is kept of the first replicate's curve; fewer of the others, which are many."""
-    count = len(curve.steps)
-    stride = 1 if number == 0 else max(1, math.ceil((count - 1) / (OTHER_CURVES - 1)))
-    kept = sorted({*range(0, count, stride), count - 1} & set(range(count)))
-    return ((curve.steps[i], curve.values[i]) for i in kept)
-
-
-def _by_replicate(result: PointResult, now: int) -> Iterator[Any]:
-    """Margins and metric of each replicate: a curve whose step is the replicate."""
-    from mlflow.entities import Metric
-
-    for number, replicate in enumerate(result.replicates, 1):
-        margins = replicate.verdict.margins
-        values: dict[str, float | None] = {
-            "margin_stable": margins.stable,
-            "margin_bounded": margins.bounded,
-        }
-        values["metric"] = replicate.evidence.get("metric")
-        for name in BY_REPLICATE:
-            value = values[name]
-            if value is not None and math.isfinite(value):
-                yield Metric(f"replicate/{name}", float(value), now, number)
 
 
 def git_commit() -> str:

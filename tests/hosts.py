@@ -157,6 +157,8 @@ def _environment(token: Path) -> dict[str, str]:
     return {
         **kept,
         **FAILURE_DETECTION,
+        # Else the second lost host is told of, if at all, as a repetition of the first.
+        "RAY_DEDUP_LOGS": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -5,9 +5,12 @@ from __future__ import annotations
 import doctest
 import http.server
 import inspect
+import pickle
+import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
@@ -195,6 +198,58 @@ def test_services_that_are_none(status: int, body: bytes, said: str) -> None:
 def test_nobody_listens() -> None:
     with pytest.raises(UnreachableError, match=r"address = .*does not answer.*stabmap serve"):
         Client("http://127.0.0.1:9", TOKEN).sweeps()
+
+
+def test_a_token_that_no_header_can_hold_is_hidden() -> None:
+    for wrong in ("battery\nHost: x", "batt\u00e9ry"):
+        said = refused(lambda wrong=wrong: Client("http://127.0.0.1:9", wrong))  # type: ignore[misc]
+        assert "token = ***: a token is one line of ASCII" in said and "batt" not in said
+
+
+def test_connections_are_kept_and_shared_by_threads(client: Client) -> None:
+    def ask(lr: float) -> float:
+        return float(client.classify(HASH, lr=lr, weight_decay=0.01)["stable"])
+
+    asked = np.geomspace(0.01, 100, 40)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(ask, asked.tolist()))
+    expected = stabmap.example_map().classify(lr=asked, weight_decay=0.01)["stable"]
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    list(client.points(HASH))
+    with suppress(InputError):
+        client.sweep("nothing")
+    next(events := client.events(HASH))
+    events.close()
+    assert client.sweep(HASH).points == 64
+    kept = client._pool.connection_from_url(client.address)
+    assert kept.num_requests >= 44 and kept.num_connections <= 6
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before", "at the next question"])
+def test_a_connection_that_the_service_closed_is_opened_again(late: bool) -> None:
+    body = b'{"points": 1}'
+    sent = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer_once_each() -> None:
+            for heard in (2 if late else 1, 1):
+                with listener.accept()[0] as call:  # closed without a word about it
+                    call.recv(65536)
+                    call.sendall(sent)
+                    if heard == 2:
+                        call.recv(65536)
+
+        thread = threading.Thread(target=answer_once_each, daemon=True)
+        thread.start()
+        asker = Client(f"http://127.0.0.1:{listener.getsockname()[1]}", TOKEN)
+        assert [asker._json("/") for _ in range(2)] == [{"points": 1}] * 2
+        thread.join(10)
+
+
+def test_a_client_goes_to_other_processes(client: Client) -> None:
+    client.sweeps()
+    again = pickle.loads(pickle.dumps(client))
+    assert again == client and again.sweeps() == client.sweeps()
 
 
 def test_this_machine_is_not_asked_through_a_proxy(

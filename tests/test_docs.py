@@ -22,6 +22,8 @@ import stabmap
 from trainables.tasks import from_files
 
 ROOT = Path(__file__).parent.parent
+#: The preset of the study whose map the README begins with.
+PHASES = ROOT / "sweeps" / "presets" / "studies" / "one-layer-cnn-phases.yaml"
 #: Pages whose Python and shell examples are run from top to bottom.
 QUICK, LONG = ("index.md", "maps.md"), ("first-map.md", "your-task.md")
 
@@ -41,6 +43,11 @@ class Block:
     text: str
     file: str | None
     why: str | None
+
+
+def first_screen() -> list[Block]:
+    """Spec and commands of the map that the README begins with."""
+    return blocks("../README.md")[:2]
 
 
 def blocks(page: str) -> list[Block]:
@@ -111,6 +118,29 @@ def in_shell(block: Block) -> str:
 @pytest.mark.parametrize("page", QUICK)
 def test_examples_of_a_page_run(page: str, desk: Path) -> None:
     assert "python" in run_page(page)
+
+
+def test_the_map_of_the_readme_is_that_of_the_study(desk: Path) -> None:
+    spec, _ = first_screen()
+    assert spec.file is not None
+    Path(spec.file).write_text(spec.text)
+    written = stabmap.load_spec(spec.file)
+    study = stabmap.load_spec(PHASES)
+    assert written.hash == study.hash
+    assert written.budget.points == study.budget.points
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_first_screen_of_the_readme_runs(desk: Path) -> None:
+    spec, commands = first_screen()
+    assert spec.file is not None
+    Path(spec.file).write_text(spec.text)
+    small = " -o budget.points=8 -o search.audit=0 -o steps=40"
+    shorter = commands.text.replace(spec.file, spec.file + small)
+    assert shorter != commands.text
+    in_shell(Block("sh", shorter, None, None))
+    assert Path("phases.png").stat().st_size > 10_000
 
 
 @pytest.mark.ray

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,15 +19,17 @@ from typing import Any
 
 import pytest
 from recorded import spec_in
+from synthetic import measure
 
 from sweeps import heartbeat, runner
 from sweeps.database import database_address
 from sweeps.heartbeat import Heartbeat
-from sweeps.runner import _Session, check_surroundings, execute
+from sweeps.progress import Progress
+from sweeps.runner import _deaf_to_hang_ups, _Session, check_surroundings, execute
 from sweeps.status import CONTROL, read_status
 from sweeps.store import Store, facts_in
 from sweeps.tracking import Tracker
-from trainables.domain import InputError, StabmapError, UnreachableError
+from trainables.domain import InputError, Point, StabmapError, UnreachableError
 
 
 def ctrl_c(*_: Any) -> None:
@@ -63,6 +68,66 @@ def test_ctrl_c_before_the_first_training(
     assert outcome.ending == read_status(folder).state == "interrupted"
     assert tracker._client.get_run(outcome.sweep).info.status == "KILLED"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class Closed(io.StringIO):
+    """A terminal that is gone."""
+
+    def write(self, _: str) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_progress_is_shown_to_nobody() -> None:
+    progress = Progress(4, None, Closed())
+    progress.add(measure(Point(0.1)), trained=True)
+    progress.say("no worker has reported")
+    progress.stop()
+    assert progress.note == "no worker has reported"
+    assert sum(progress.counts().values()) == 1
+
+
+def test_what_ray_starts_does_not_hear_of_the_terminal() -> None:
+    """A process has the mask of the one that began it; the driver hears again afterwards."""
+    ask = "import signal; print(signal.SIGHUP in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    with _deaf_to_hang_ups():
+        heard = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True)
+    assert heard.stdout == "True\n"
+    assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_lost_terminal_ends_a_sweep_in_good_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """As a scheduler does; where nobody listens any more nothing fails for that."""
+
+    spec, before = spec_in(tmp_path), signal.getsignal(number)
+    tracker = Tracker(spec)
+    monkeypatch.setattr("sys.stderr", Closed())
+    with Store(spec) as store:
+        session = _Session(spec, store, tracker, Closed())
+        monkeypatch.setattr(session.searcher, "_look_ahead", lambda *_: signal.raise_signal(number))
+        monkeypatch.setattr(session, "_train", lambda _: pytest.fail("nothing is to be trained"))
+        outcome = session.run("local")
+    assert outcome.ending == read_status(outcome.folder).state == "interrupted"
+    assert signal.getsignal(number) is before
+
+
+def test_a_sweep_without_a_terminal_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After nohup the signal is ignored, by the sweep too."""
+    spec = spec_in(tmp_path)
+    with Store(spec) as store:
+        session = _Session(spec, store, Tracker(spec), None)
+        former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            with session._interruptible():
+                os.kill(os.getpid(), signal.SIGHUP)
+                assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert session.ended is None
+        finally:
+            signal.signal(signal.SIGHUP, former)
 
 
 def test_ctrl_c_ends_the_wait_for_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

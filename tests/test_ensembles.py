@@ -7,7 +7,7 @@ import itertools
 import random
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -695,6 +695,37 @@ def test_a_slow_backend_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all("times as long as the loop" in reason for reason in struck.values())
     [result] = evaluate([Point(0.1)], get_task("mnist-mlp", **MLP), steps=20)
     assert result.replicates[0].backend == "loop"
+
+
+class Clocked(Loop):
+    """A backend whose steps take what they are told to, on a clock of their own."""
+
+    def __init__(self, inner: Loop, now: list[float], cost: Callable[[int], float]) -> None:
+        self.inner, self.now, self.cost = inner, now, cost
+
+    def gradients(self, stack: Any, *rest: Any) -> Any:
+        self.now[0] += self.cost(len(stack[0]))
+        return self.inner.gradients(stack, *rest)
+
+    def losses(self, *given: Any) -> Tensor:
+        return self.inner.losses(*given)
+
+
+def test_backends_are_timed_at_the_size_that_they_are_used_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A fixed cost a call, which five trajectories cannot carry, is little for those of a sweep."""
+    bench, now = bench_of(get_task("mnist-mlp", **MLP)), [0.0]
+    trial = module_under_test.Trial.of(bench)
+    inner = Loop(bench.network(0, torch.float64), bench.task.loss)
+    monkeypatch.setattr("time.process_time", lambda: now[0])
+    one_each = Clocked(inner, now, float)
+    monkeypatch.setattr(module_under_test.Trial, "pace", trial.seconds(one_each, 5))
+    assert trial.seconds(one_each, 5) == trial.seconds(one_each, 16) == 1.0
+    # 40 s a call are eight times the loop for five trajectories, and 2.5 times for sixteen.
+    assert trial.judged(Clocked(inner, now, lambda _: 40.0), True) is None
+    slow = trial.judged(Clocked(inner, now, lambda _: 64.0), True)
+    assert slow == "it takes 4.0 times as long as the loop"
 
 
 def test_a_backend_that_a_task_does_not_have() -> None:

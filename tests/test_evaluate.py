@@ -33,8 +33,10 @@ from trainables.domain import (
 )
 from trainables.dynamics.optimisers import Optimiser
 from trainables.evaluate import check_reproducible, checked_training, evaluate
+from trainables.losses import MEAN_SQUARED_ERROR
 from trainables.pack import PackRun
 from trainables.tasks import Task, get_task
+from trainables.tasks.from_functions import task_from
 from trainables.trajectory import Bench, Trajectory, deterministic
 
 CNN = get_task("one-layer-cnn", image=64)
@@ -284,6 +286,39 @@ def test_loss_of_mini_batches_is_watched_on_a_probe_set() -> None:
     start = [p.detach() for p in task.module(found.seed).parameters()]
     expected = objective(task, Point(0.1), start, slice(256))
     assert found.curves["loss"].values[0] == pytest.approx(expected, rel=1e-6)
+
+
+def _line(seed: int) -> torch.nn.Module:
+    layer = torch.nn.Linear(4, 1, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight.fill_(1.0 + seed % 5)
+    return layer
+
+
+def _exact_fit() -> Any:
+    inputs = torch.from_numpy(np.random.RandomState(7).randn(64, 4))
+    return (inputs, inputs.sum(1, keepdim=True)), (inputs, inputs.sum(1, keepdim=True))
+
+
+ExactFit = task_from("exact-fit", _line, _exact_fit, MEAN_SQUARED_ERROR, lambda outputs, _: 0.0)
+
+
+@pytest.mark.parametrize("batch", [8, 32])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_last_digits_of_a_loss_of_0_are_no_oscillation(dtype: str, batch: int) -> None:
+    """Least squares without a residual: once it has converged, updates move by rounding alone."""
+    rows = _exact_fit()[0][0].numpy()
+    steepest = 2 * max(
+        np.linalg.norm(rows[i : i + batch], 2) ** 2 / batch for i in range(0, 64, batch)
+    )
+    point = Point(0.9 / float(steepest))
+    (result,) = evaluate(
+        [point], ExactFit(batch_size=batch), steps=2000, dtype=dtype, early=False, lyapunov=False
+    )
+    evidence = result.replicates[0].evidence
+    assert evidence["final_loss"] is not None and evidence["final_loss"] < 1e-10
+    assert evidence["ascent_share"] == 0.0
+    assert result.verdict.regime == "stable"
 
 
 @pytest.mark.parametrize("settings", [{"momentum": 0.9}, {"optimiser": "adam"}])

@@ -231,11 +231,11 @@ def lose_the_parent(spec: SweepSpec) -> None:
             leave_a_trial_running,
             ["Optuna: 1 trials are not those of the store", "Optuna: 1 trials are left running"],
         ),
-        (lose_runs, ["MLflow: 5 runs are missing"]),
+        (lose_runs, ["MLflow: 5 trainings are missing"]),
         (double_a_run, ["MLflow: 1 runs are doubled"]),
         (
             leave_a_run_running,
-            ["MLflow: 1 runs are missing", "MLflow: 1 runs are left running"],
+            ["MLflow: 1 trainings are missing", "MLflow: 1 runs are left running"],
         ),
         (change_a_regime, ["MLflow: 1 runs have another regime than the store"]),
         (
@@ -295,11 +295,11 @@ def test_the_verb(done: SweepSpec) -> None:
     result = CliRunner().invoke(app, ["fsck", folder, "--json"])
     assert result.exit_code == 1
     told = json.loads(result.stdout.splitlines()[0])
-    assert told["findings"] == [{"where": "MLflow", "text": "5 runs are missing"}]
+    assert told["findings"] == [{"where": "MLflow", "text": "5 trainings are missing"}]
     assert result.stderr.endswith(f"mend with: stabmap fsck {folder} --repair\n")
     result = CliRunner().invoke(app, ["fsck", folder, "--repair"])
     assert result.exit_code == 0
-    assert "was MLflow: 5 runs are missing" in result.stdout
+    assert "was MLflow: 5 trainings are missing" in result.stdout
 
 
 def test_a_parent_run_whose_id_was_not_kept_is_found_again(tmp_path: Path) -> None:

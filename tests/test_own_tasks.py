@@ -205,8 +205,8 @@ def test_init_writes_a_task_that_works(tmp_path: Path, monkeypatch: pytest.Monke
 def test_init_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     found = CliRunner().invoke(app, ["init", str(tmp_path / "file" / "inner")])
-    assert found.exit_code == 1
-    assert "cannot be written to" in found.stderr
+    assert found.exit_code == 2
+    assert "cannot be written to" in found.stderr and "; name a folder of yours" in found.stderr
 
 
 def test_the_map_of_the_template_has_its_boundaries(tmp_path: Path) -> None:

@@ -15,13 +15,14 @@ from recorded import spec_in
 from synthetic import margins_at, measure
 
 from analysis.report import Source
-from sweeps import machines, review, tracking
+from sweeps import machines, point_runs, review, tracking
 from sweeps.machines import Machines
 from sweeps.pace import Pace
+from sweeps.point_runs import Trained, metrics_of, thinned
 from sweeps.rounds import Rounds
 from sweeps.spec import SweepSpec
 from sweeps.store import Entry
-from sweeps.tracking import Tracker, _metrics
+from sweeps.tracking import Tracker
 from trainables import usage
 from trainables.domain import Curve, Point, PointResult, Replicate, Verdict
 from trainables.usage import Meter
@@ -182,24 +183,25 @@ def replicated(seeds: int, points: int) -> PointResult:
 
 def test_replicates_are_curves_of_one_run() -> None:
     found: dict[str, list[tuple[int, float]]] = {}
-    for metric in _metrics(replicated(3, 64), 0):
+    logged = list(metrics_of(Trained(((0, Entry(replicated(3, 64), 0, 0.0)),))))
+    for metric in logged:
         found.setdefault(metric.key, []).append((metric.step, metric.value))
     assert len(found["curve/loss"]) == 64
     for name in ("curve/loss/replicate 2", "curve/loss/replicate 3"):
-        assert 10 <= len(found[name]) <= tracking.OTHER_CURVES + 1
+        assert 10 <= len(found[name]) <= point_runs.OTHER_CURVES + 1
         assert found[name][0] == (0, 1.0) and found[name][-1] == (63, 64.0)
         assert found[name] == sorted(found[name])
     assert found["replicate/metric"] == [(1, 0.5), (2, 1.5), (3, 2.5)]
-    keys = [(m.key, m.step) for m in _metrics(replicated(3, 64), 0)]
+    keys = [(m.key, m.step) for m in logged]
     assert len(set(keys)) == len(keys)  # the database takes no two
 
 
 @pytest.mark.parametrize("points", [0, 1, 2, 15, 16, 17, 31, 64])
 def test_thinned_curves_keep_their_ends(points: int) -> None:
     curve = Curve(tuple(range(points)), tuple(map(float, range(points))))
-    assert list(tracking._thinned(curve, 0)) == [(i, float(i)) for i in range(points)]
-    kept = list(tracking._thinned(curve, 1))
-    assert len(kept) <= tracking.OTHER_CURVES + 1
+    assert list(thinned(curve, 1)) == [(i, float(i)) for i in range(points)]
+    kept = list(thinned(curve, 2))
+    assert len(kept) <= point_runs.OTHER_CURVES + 1
     if points:
         assert (kept[0], kept[-1]) == ((0, 0.0), (points - 1, points - 1.0))
 
@@ -226,7 +228,8 @@ def test_one_line_filters(spec: SweepSpec) -> None:
     low = sum(r.verdict.regime.value == "stable" and r.point.lr < 0.1 for r in seen)
     assert count("tags.regime = 'stable' and metrics.lr < 0.1") == low
     assert count("tags.replicates_agree = 'no'") == 0
-    assert count("tags.repetition = '0'") == len(seen)
+    assert count("metrics.trainings > 1") == 0
+    assert count("metrics.trainings > 0") == len(seen)
     assert count("tags.stabmap.kind = 'sweep'") == 1
     near = sum(abs(r.verdict.margins.stable) < 0.5 for r in seen)
     assert count("metrics.margin_stable < 0.5 and metrics.margin_stable > -0.5") == near

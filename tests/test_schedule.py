@@ -13,8 +13,9 @@ from sweeps.spec import load_spec
 from trainables.domain import InputError, Point, Training
 from trainables.dynamics.optimisers import Optimiser
 from trainables.evaluate import evaluate
+from trainables.options import plain_options
 from trainables.pack import PackRun
-from trainables.schedule import Cosine, Schedule, StepDecay, options_of, schedule_of
+from trainables.schedule import Cosine, Schedule, StepDecay, schedule_of
 from trainables.tasks import get_task
 from trainables.trajectory import Bench, Trajectory
 
@@ -69,8 +70,8 @@ def test_warmup_rises_linearly() -> None:
 @pytest.mark.parametrize("named", ["cosine", *SCHEDULES])
 def test_options_come_back(named: Any) -> None:
     schedule = schedule_of(named)
-    assert schedule_of(options_of(schedule)) == schedule
-    assert Training(schedule=named) == Training(schedule=options_of(schedule))
+    assert schedule_of(plain_options(schedule)) == schedule
+    assert Training(schedule=named) == Training(schedule=plain_options(schedule))
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adam", "torch.optim.SGD"])
@@ -141,7 +142,7 @@ def test_the_regulariser_sees_the_rate_of_the_step() -> None:
 
 
 def test_a_rate_that_decays_is_not_settled_early() -> None:
-    """At lr 30 this training is restrained for ever; once the rate has decayed it is calm."""
+    """A constant rate of 0.01 is settled before the end; one that will decay is not."""
     settings = {"steps": 200, "sharpness": False, "seed": 3}
     [result] = evaluate([Point(lr=0.01)], task(), **settings, schedule="cosine")
     assert result.replicates[0].steps_run == 200

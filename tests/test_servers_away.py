@@ -189,6 +189,20 @@ def test_one_machine_at_a_time(spec: SweepSpec, tmp_path: Path, mlflow: Server) 
     again.close()
 
 
+def test_who_cannot_begin_holds_nothing(
+    spec: SweepSpec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An error after the sweep was taken hold of leaves it to others."""
+    with Store(spec) as store, monkeypatch.context() as broken:
+        broken.setattr(Database, "keys", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            Mirror(spec, store).open(begun=True)
+    with Store(spec_in(tmp_path / "other", tracking=spec.tracking.model_dump())) as store:
+        mirror = Mirror(spec, store)
+        mirror.open(begun=False)
+        assert mirror.close(5.0)
+
+
 def test_a_new_sweep_needs_them(
     spec: SweepSpec, database: PostgreSQL, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1049,3 +1049,17 @@ def test_an_optimiser_that_cannot_take_the_network() -> None:
     (found,) = mistakes(BASE, {"task": "mnist-mlp", "optimiser": "torch.optim.Muon"})
     assert (found.field, found.value) == ("optimiser", "torch.optim.Muon")
     assert "(32,)" in found.law
+
+
+@pytest.mark.parametrize(
+    "address", ["postgresql+asyncpg://host/db", "mysql://host/db", "sqlite://", "/a/file.db"]
+)
+def test_addresses_that_are_no_database(address: str) -> None:
+    with pytest.raises(InputError, match=r"database = .*: is no address of a sqlite file or of"):
+        load_spec({**BASE, "database": address})
+
+
+@pytest.mark.parametrize("driver", ["", "+psycopg2", "+psycopg", "+pg8000"])
+def test_drivers_of_postgresql(driver: str) -> None:
+    address = f"postgresql{driver}://host/db"
+    assert load_spec({**BASE, "database": address}).database == address

@@ -24,6 +24,7 @@ from analysis.surface import (
     CHUNK,
     GROWTH,
     INDICATOR,
+    MOST,
     STEP,
     Field,
     Surface,
@@ -469,7 +470,9 @@ def test_levels_at_which_hyperparameters_are_fitted() -> None:
     beyond = [a for a in sorted(set(levels)) if a >= ALWAYS]
     steps = np.diff(beyond)
     assert (steps >= STEP).all()
-    assert (steps <= np.maximum(STEP, (GROWTH - 1) * np.array(beyond[:-1]))).all()
+    grown = np.maximum(STEP, (GROWTH - 1) * np.array(beyond[:-1]))
+    assert (steps <= np.minimum(grown, MOST)).all()
+    assert steps[-1] == MOST
 
 
 def test_anchors() -> None:

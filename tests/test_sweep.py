@@ -228,11 +228,13 @@ def test_replicates_and_audits(cluster: None, tmp_path: Path) -> None:
     }
     assert [trained[i] for i in range(3)] == [(replicate,) for replicate in known.replicates]
     runs = children(tmp_path, outcome.sweep)
-    assert len({run.data.tags["stabmap.point"] for run in runs}) == len(runs) == 18
-    here = [run for run in runs if float(run.data.params["lr"]) == 0.05]
-    assert sorted(run.data.tags["repetition"] for run in here)[:3] == ["0", "1", "2"]
+    assert {int(run.data.params["number"]) for run in runs} == set(frame["number"])
+    assert len(runs) == len(frame) < sum(run.data.metrics["trainings"] for run in runs) == 18
+    [here] = [run for run in runs if float(run.data.params["lr"]) == 0.05]
+    assert here.data.tags["stabmap.trainings"].startswith("0 1 2")
+    assert here.data.tags["regime"] == frame["regime"][0]
     assert execute(spec).sweep == outcome.sweep
-    assert len(children(tmp_path, outcome.sweep)) == 18
+    assert len(children(tmp_path, outcome.sweep)) == len(frame)
 
 
 # --------------------------------------------------------------------------- interruptions

@@ -10,7 +10,7 @@ import hashlib
 import math
 import re
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -458,7 +458,7 @@ class Training:
             *self._number_mistakes(),
             *self._choice_mistakes(),
             *self._optimiser_mistakes(),
-            *self._stabiliser_mistakes(),
+            *named_mistakes("stabiliser", self.stabiliser, "stability"),
             *self._schedule_mistakes(),
         ]
         if mistakes:
@@ -467,7 +467,7 @@ class Training:
 
     def _fill_in(self) -> None:
         """Replace every None by what it stands for, so that equal trainings compare equal."""
-        from trainables.schedule import options_of
+        from trainables.options import plain_options
 
         fill = object.__setattr__
         if self.decay is None and not self.optimiser.startswith(TORCH_OPTIMISER):
@@ -482,7 +482,7 @@ class Training:
             beta2, eps = ADAPTIVE[self.optimiser]
             fill(self, "beta2", beta2 if self.beta2 is None else self.beta2)
             fill(self, "eps", eps if self.eps is None else self.eps)
-        fill(self, "schedule", options_of(self.rates))
+        fill(self, "schedule", plain_options(self.rates))
         if isinstance(self.stabiliser, str):
             fill(self, "stabiliser", {"name": self.stabiliser})
 
@@ -606,17 +606,6 @@ class Training:
             elif field_name != "decay" and name in ("sgd", "nesterov"):
                 law = f"{name} has no second moment"
                 yield Mistake(field_name, value, law, "leave it out, or use adam")
-
-    def _stabiliser_mistakes(self) -> Iterable[Mistake]:
-        given = self.stabiliser
-        named = isinstance(given, Mapping) and isinstance(given.get("name"), str)
-        if not isinstance(given, str) and not (named and all(isinstance(k, str) for k in given)):
-            yield Mistake(
-                "stabiliser",
-                given,
-                "a name, or a mapping with name and options",
-                "use stabiliser: stability",
-            )
 
     def _schedule_mistakes(self) -> Iterable[Mistake]:
         from trainables.schedule import schedule_of
@@ -792,6 +781,12 @@ class PointResult:
                 [Mistake("replicates", (), "a result has at least one", "train the point")]
             )
 
+    @classmethod
+    def merged(cls, results: Sequence[PointResult]) -> Self:
+        """All replicates of several trainings of one point, in their order."""
+        every = (replicate for result in results for replicate in result.replicates)
+        return cls(results[0].point, tuple(every))
+
     @property
     def verdict(self) -> Verdict:
         """The lower median of the replicates' verdicts, each margin for itself.
@@ -867,6 +862,14 @@ def nearest(word: str, words: Sequence[str]) -> str | None:
     spelt = {known.lower(): known for known in reversed(words)}
     found = difflib.get_close_matches(word.lower(), list(spelt), n=1, cutoff=0.5)
     return spelt[found[0]] if found else None
+
+
+def named_mistakes(field: str, given: object, example: str) -> Iterator[Mistake]:
+    """A mistake where `given` is neither a name nor a mapping with a name and options."""
+    named = isinstance(given, Mapping) and isinstance(given.get("name"), str)
+    if not isinstance(given, str) and not (named and all(isinstance(k, str) for k in given)):  # type: ignore[attr-defined]
+        law, remedy = "a name, or a mapping with name and options", f"use {field}: {example}"
+        yield Mistake(field, given, law, remedy)
 
 
 def unknown_axis(field: str, name: str, value: Any) -> Mistake:

@@ -134,13 +134,14 @@ class EnsembleRun:
         """One update of every trajectory."""
         rows = [self.bench.batch(record.order, record.step) for record in self.records]
         steps = [record.step for record in self.records for _ in range(self._rows)]
-        if not self.bench.training.rates.constant:
-            self._actions.follow(self._all_rules())
+        rules = self._all_rules() if self._rules_change else None
+        if rules is not None and not self.bench.training.rates.constant:
+            self._actions.follow(rules)
         self._forget(self._actions.begin(steps))
         before, states = self._parameters, States(self._parameters, self._slots, self._ages())
         with torch.enable_grad():
             losses, gradients = self._actions.gradients(self.backend, states, *self._batch(rows))
-        self._update(gradients)
+        self._update(gradients, rules)
         self._actions.moved(before, self._parameters)
         if self.bench.training.lyapunov:
             self._pull_back()
@@ -172,8 +173,8 @@ class EnsembleRun:
         inputs, targets = zip(*pairs, strict=True)
         return torch.stack(inputs), torch.stack(targets)
 
-    def _update(self, gradients: Sequence[Tensor]) -> None:
-        rules = self._stacked_rules()
+    def _update(self, gradients: Sequence[Tensor], now: Sequence[Optimiser] | None) -> None:
+        rules = self._stacked_rules(now)
         moves = [
             rules[p.ndim].direction(p, g, slots, 0)
             for p, g, slots in zip(self._parameters, gradients, self._slots, strict=True)
@@ -183,12 +184,17 @@ class EnsembleRun:
         self._parameters = [rules[p.ndim].apply(p, d) for p, d in pairs]
         self._slots = [slots for _, slots in moves]
 
-    def _stacked_rules(self) -> dict[int, StackedOptimiser]:
-        """One rule for each number of dimensions."""
+    @property
+    def _rules_change(self) -> bool:
+        """Whether the update rules are others at each step."""
         training = self.bench.training
-        if self._rules and training.optimiser != "adam" and training.rates.constant:
+        return training.optimiser == "adam" or not training.rates.constant
+
+    def _stacked_rules(self, now: Sequence[Optimiser] | None) -> dict[int, StackedOptimiser]:
+        """One rule for each number of dimensions, of the rules now; None where they stay."""
+        if now is None and self._rules:
             return self._rules
-        rules = self._all_rules()
+        rules = self._all_rules() if now is None else now
         ages = self._ages()
         likes = {p.ndim: p for p in self._parameters}
         self._rules = {n: StackedOptimiser.of_rules(rules, ages, like) for n, like in likes.items()}

@@ -44,10 +44,12 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def fraction(field: str, value: object) -> Iterator[Mistake]:
-    """A mistake where `value` is not in [0, 1)."""
-    if not _is_number(value) or not 0 <= float(value) < 1:  # type: ignore[arg-type]
-        yield Mistake(field, value, "a number in [0, 1)", "choose such a number")
+def fraction(field: str, value: object, zero: bool = True) -> Iterator[Mistake]:
+    """A mistake where `value` is not in [0, 1), or is 0 where `zero` is false."""
+    inside = _is_number(value) and 0 <= value < 1 and (zero or value > 0)  # type: ignore[operator]
+    if not inside:
+        law = "a number in [0, 1)" if zero else "a number in (0, 1)"
+        yield Mistake(field, value, law, "choose such a number, as 0.2")
 
 
 def flag(field: str, value: object) -> Iterator[Mistake]:
@@ -81,6 +83,14 @@ def layer_names(field: str, value: object) -> Iterator[Mistake]:
     texts = bool(names) and all(isinstance(name, str) for name in names)
     if not texts or len(set(names)) < len(names):
         yield Mistake(field, value, "names of layers, each once", "leave it out for the default")
+
+
+def plain_options(found: Any) -> dict[str, Any]:
+    """The name of a dataclass and all its options, as `construct` takes them: tuples as lists."""
+    options = dataclasses.asdict(found)
+    return {"name": found.name} | {
+        key: list(value) if isinstance(value, tuple) else value for key, value in options.items()
+    }
 
 
 def unknown_name(

@@ -74,7 +74,8 @@ class Record:
         self._loss: list[float] = []
         self._change: list[float] = []
         self._separation: list[list[float]] = []
-        self._ascent: list[bool] = []
+        #: By how much each update raised the loss of its own batch, beyond the noise of the loss.
+        self._ascent: list[float] = []
         self._snapshots: list[dict[str, Any]] = []
         #: For early verdicts: parameters at the checks, and sharpness ratios asked for there.
         self._checks: list[dict[str, Any]] = []
@@ -127,7 +128,7 @@ class Record:
     def compare(self, before: float, after: float) -> None:
         """Take note of the objective on this step's mini-batch before and after the update."""
         noise = 8 * self.bench.roundoff * abs(before)
-        self._ascent.append(not after - before <= noise)
+        self._ascent.append(after - before - noise)
 
     def move(self, losses: Sequence[float], change: float, separation: Sequence[float]) -> None:
         """End this step.
@@ -234,6 +235,8 @@ class Record:
         """All that was seen, up to these parameters of the base trajectory."""
         training = self.bench.training
         separation = np.array(self._separation, dtype=np.float64)
+        floor = self._loss_floor(parameters)
+        rose = ~(np.array(self._ascent) <= floor)  # a loss that is not a number rose too
         return Observations(
             steps=self.steps,
             roundoff=self.bench.roundoff,
@@ -241,8 +244,8 @@ class Record:
             loss=np.array(self._loss, dtype=np.float64),
             change=np.array(self._change, dtype=np.float64),
             separation=separation.reshape(-1, len(training.ks) - 1).T,
-            ascent=None if self.bench.full_batch else np.array(self._ascent, dtype=np.float64),
-            floor=self._loss_floor(parameters),
+            ascent=None if self.bench.full_batch else rose.astype(np.float64),
+            floor=floor,
             descends=not self.bench.alternates
             and training.optimiser in ("sgd", "torch.optim.SGD")
             and not training.momentum,

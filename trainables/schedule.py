@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from trainables.domain import InputError, Mistake
-from trainables.options import construct, unknown_name
+from trainables.domain import InputError, Mistake, named_mistakes
+from trainables.options import construct, fraction, unknown_name
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Schedule:
             raise InputError(mistakes)
 
     def _mistakes(self) -> Iterator[Mistake]:
-        yield from _share("schedule.warmup", self.warmup, zero=True)
+        yield from fraction("schedule.warmup", self.warmup)
 
     def factor(self, step: int, steps: int) -> float:
         """Factor on the learning rate in the update after `step` others, of `steps` in all."""
@@ -68,8 +67,8 @@ class StepDecay(Schedule):
 
     def _mistakes(self) -> Iterator[Mistake]:
         yield from super()._mistakes()
-        yield from _share("schedule.every", self.every)
-        yield from _share("schedule.gamma", self.gamma)
+        yield from fraction("schedule.every", self.every, zero=False)
+        yield from fraction("schedule.gamma", self.gamma, zero=False)
 
     def _after_warmup(self, share: float) -> float:
         # A share like 0.6 is 3 times 0.2 only up to its last bit.
@@ -106,22 +105,6 @@ def schedule_of(given: str | Mapping[str, Any]) -> Schedule:
     Raises:
         InputError: neither of these, or as in `get_schedule`.
     """
-    named = {"name": given} if isinstance(given, str) else given
-    fits = isinstance(named, Mapping) and all(isinstance(key, str) for key in named)
-    if not fits or not isinstance(named.get("name"), str):
-        law, remedy = "a name, or a mapping with name and options", "use schedule: step-decay"
-        raise InputError([Mistake("schedule", given, law, remedy)])
-    return get_schedule(**named)
-
-
-def options_of(schedule: Schedule) -> dict[str, Any]:
-    """Its name and all its options, as `schedule_of` takes them."""
-    return {"name": schedule.name, **dataclasses.asdict(schedule)}
-
-
-def _share(field: str, value: object, zero: bool = False) -> Iterator[Mistake]:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    inside = number and (0 <= value < 1 if zero else 0 < value < 1)  # type: ignore[operator]
-    if not inside:
-        law = "a number in [0, 1)" if zero else "a number in (0, 1)"
-        yield Mistake(field, value, law, "give it as a share, such as 0.2")
+    if mistakes := list(named_mistakes("schedule", given, "step-decay")):
+        raise InputError(mistakes)
+    return get_schedule(**({"name": given} if isinstance(given, str) else given))

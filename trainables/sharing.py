@@ -84,7 +84,7 @@ def warn_of_changes(task: Task, before: dict[str, str], now: dict[str, str]) -> 
 
 
 @contextmanager
-def _other_random_numbers() -> Iterator[None]:
+def other_random_numbers() -> Iterator[None]:
     """The global generators elsewhere; they are put back afterwards."""
     kept = random.getstate(), np.random.get_state()
     try:
@@ -108,7 +108,7 @@ def _steady(
     except TypeError:  # a task that has no hash
         key = None
     found = first()
-    with _other_random_numbers():
+    with other_random_numbers():
         same = again() == found
     if not same:
         method, source = METHODS[what]

@@ -187,8 +187,8 @@ class Bench:
         """
         data = (self.inputs64, self.targets64) if wide else (self.inputs, self.targets)
         inputs, targets = (tensor[rows] for tensor in data)
-        if self.task.batch is not None and isinstance(self.task, Augmented):
-            inputs = self.task.augment(inputs, seed, step)
+        if self._augmented is not None:
+            inputs = self._augmented.augment(inputs, seed, step)
         return inputs, targets
 
     @cached_property
@@ -210,16 +210,26 @@ class Bench:
         pairs = zip(before, module.buffers(), strict=True)
         return not all(torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in pairs)
 
+    # Asking a protocol takes microseconds, which each step of a small network would feel.
+    @cached_property
+    def _augmented(self) -> Augmented | None:
+        fits = self.task.batch is not None and isinstance(self.task, Augmented)
+        return self.task if fits else None  # type: ignore[return-value]
+
+    @cached_property
+    def _alternating(self) -> Alternating | None:
+        return self.task if isinstance(self.task, Alternating) else None
+
     @property
     def alternates(self) -> bool:
         """Whether the task trains parts of the network in turns."""
-        return isinstance(self.task, Alternating)
+        return self._alternating is not None
 
     def moving(self, module: nn.Module, step: int) -> list[bool] | None:
         """For each parameter whether the update after `step` others trains it; None: all are."""
-        if not isinstance(self.task, Alternating):
+        if self._alternating is None:
             return None
-        parts = self.task.trained(step)
+        parts = self._alternating.trained(step)
         return [name.startswith(parts) for name, _ in module.named_parameters()]
 
     def network(self, seed: int, dtype: torch.dtype) -> nn.Module:
@@ -303,7 +313,7 @@ class Trajectory:
         age = max(a for a, moves in zip(self.ages, trained, strict=True) if moves)
         step = Step(loss, self.parameters, self.slots, age, outputs, targets, moving)
         action = self.action
-        self._update(action.gradients(step) if action else step.plain_gradients(), moving)
+        self._update(action.gradients(step) if action else step.plain_gradients(), trained)
         return loss.detach()
 
     @property
@@ -312,7 +322,7 @@ class Trajectory:
         return max(self.ages)
 
     @torch.no_grad()
-    def _update(self, gradients: Sequence[Tensor], moving: Sequence[bool] | None) -> None:
+    def _update(self, gradients: Sequence[Tensor], trained: Sequence[bool]) -> None:
         rule = self.optimiser
         arguments = list(zip(self.parameters, gradients, self.slots, self.ages, strict=True))
         if rule.splits:
@@ -324,16 +334,15 @@ class Trajectory:
         else:
             moves = [rule.step(p, g, slots, age) for p, g, slots, age in arguments]
             after = [new for new, _ in moves]
-        kept = [True] * len(after) if moving is None else moving
-        after = [new if m else p for p, new, m in zip(self.parameters, after, kept, strict=True)]
+        after = [new if m else p for p, new, m in zip(self.parameters, after, trained, strict=True)]
         if self.action is not None:
             self.action.moved(self.parameters, after)
         for parameter, new in zip(self.parameters, after, strict=True):
             parameter.copy_(new)
-        pairs = zip(moves, self.slots, kept, strict=True)
+        pairs = zip(moves, self.slots, trained, strict=True)
         self.slots = [new if m else old for (_, new), old, m in pairs]
         self.count += 1
-        self.ages = [age + m for age, m in zip(self.ages, kept, strict=True)]
+        self.ages = [age + m for age, m in zip(self.ages, trained, strict=True)]
 
     def snapshot(self) -> list[Tensor]:
         """Copies of the parameters."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
+from operator import itemgetter
 from typing import Any, Literal
 from zlib import crc32
 
@@ -35,6 +36,8 @@ CANDIDATES = 192
 NEAR = 0.06
 #: A label that is less probable than this, itself considered, calls for a replicate.
 DOUBTED = 0.8
+#: Ranges of a space whose corners are tried, at most: of more there are too many.
+CORNERED = 3
 #: Attempts to find a point that was not proposed yet, where chance alone proposes.
 ATTEMPTS = 64
 
@@ -218,7 +221,10 @@ class BoundarySampler(BaseSampler):
     ) -> list[dict[str, Any]]:
         """The next points; fewer where there are no more candidates."""
         model = self._model(history)
+        corners = self._corners(history, model, random)
+        asked = {history.encoding.key(p) for p in corners}
         pool = self._pool(history, model, random)
+        pool = [p for p in pool if history.encoding.key(p) not in asked]
         box = history.encoding.decode(
             qmc.Sobol(history.encoding.draws, scramble=True, rng=random).random(BOX)
         )
@@ -226,11 +232,34 @@ class BoundarySampler(BaseSampler):
         for point in pool:
             parts.setdefault(model.group(point), []).append(point)
         # A facet of which nothing is known yet comes first.
-        plan = [points[0] for group, points in parts.items() if group not in model.surfaces][:count]
+        plan = [points[0] for group, points in parts.items() if group not in model.surfaces]
+        plan = [*plan, *corners][:count]
         known = [(group, points) for group, points in parts.items() if group in model.surfaces]
-        outlooks = [model.outlook(group, points, box, history.pending) for group, points in known]
+        taken = [*history.pending, *corners]
+        outlooks = [model.outlook(group, points, box, taken) for group, points in known]
         chosen = choose(outlooks, count - len(plan)) if outlooks else []
         return plan + [known[part][1][index] for part, index in chosen]
+
+    def _corners(
+        self, history: _History, model: _Model, random: np.random.Generator
+    ) -> list[dict[str, Any]]:
+        """The corners of the box, the most doubtful first, while a label was never seen.
+
+        A model without an example of a label trusts the one that it knows, and looks for the other
+        nowhere. What is rare lies at an end of the ranges more often than anywhere else: a first
+        divergent training at the largest learning rates.
+        """
+        encoding = history.encoding
+        count = len(encoding.ranges)
+        complete = all(not (s.stable.only or s.bounded.only) for s in model.surfaces.values())
+        if complete or not 1 <= count <= CORNERED:
+            return []
+        ends = np.array(list(product((0.0, 1.0), repeat=count))).reshape(-1, count)
+        facets = random.random((len(ends), encoding.draws - count))
+        corners = encoding.decode(np.concatenate([ends, facets], axis=1))
+        new = [p for p in corners if encoding.key(p) not in history.proposed]
+        sure = model.probabilities(new).max(1) if new else []
+        return [point for _, point in sorted(zip(sure, new, strict=True), key=itemgetter(0))]
 
     def _pool(
         self, history: _History, model: _Model, random: np.random.Generator

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from trainables.domain import InputError, Mistake, StabmapError
+from trainables.messages import first_line
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -201,7 +202,7 @@ def _explained(name: str, data: Tensor, law: str, remedy: str) -> Iterator[None]
     except (StabmapError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error) or type(error).__name__
         mistake = Mistake(name, tuple(data.shape), f"{law} ({reason})", remedy)
         raise InputError([mistake]) from error
 

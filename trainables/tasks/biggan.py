@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 
 from trainables.domain import Mistake
 from trainables.options import whole
-from trainables.tasks.adversarial import NOISE, AdversarialTask
-from trainables.tasks.sngan import Down, normalise, twice
+from trainables.tasks.adversarial import AdversarialTask
+from trainables.tasks.sngan import Generator, down_blocks, normalise
 
 
 @dataclass(frozen=True)
@@ -53,48 +54,13 @@ class BigGAN(AdversarialTask):
     def players(self) -> tuple[nn.Module, nn.Module]:
         """Generator and discriminator."""
         made = (
-            Generator(4 * self.generator_width, self.classes),
+            Generator(4 * self.generator_width, partial(_ClassNorm, classes=self.classes)),
             Discriminator(4 * self.width, self.classes),
         )
         for player in made:
             _orthogonal(player)
             normalise(player)
         return made
-
-
-class Generator(nn.Module):
-    """Noise and classes to images in [-1, 1]."""
-
-    def __init__(self, width: int, classes: int) -> None:
-        super().__init__()
-        self.first = nn.Linear(NOISE, 16 * width)
-        self.blocks = nn.ModuleList([_Up(width, classes) for _ in range(3)])
-        self.norm = nn.BatchNorm2d(width)
-        self.output = nn.Conv2d(width, 3, 3, padding=1)
-
-    def forward(self, noise: Tensor, classes: Tensor) -> Tensor:
-        """(n, 3, 32, 32)."""
-        hidden = self.first(noise).reshape(len(noise), -1, 4, 4)
-        for block in self.blocks:
-            hidden = block(hidden, classes)
-        images: Tensor = self.output(F.relu(self.norm(hidden))).tanh()
-        return images
-
-
-class _Up(nn.Module):
-    """A residual block that doubles rows and columns."""
-
-    def __init__(self, width: int, classes: int) -> None:
-        super().__init__()
-        self.norms = nn.ModuleList([_ClassNorm(width, classes) for _ in range(2)])
-        self.layers = nn.ModuleList([nn.Conv2d(width, width, 3, padding=1) for _ in range(2)])
-        self.shortcut = nn.Conv2d(width, width, 1)
-
-    def forward(self, inputs: Tensor, classes: Tensor) -> Tensor:
-        hidden = self.layers[0](twice(F.relu(self.norms[0](inputs, classes))))
-        hidden = self.layers[1](F.relu(self.norms[1](hidden, classes)))
-        found: Tensor = hidden + self.shortcut(twice(inputs))
-        return found
 
 
 class _ClassNorm(nn.Module):
@@ -128,23 +94,13 @@ class Discriminator(nn.Module):
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
-            [
-                Down(3, width, halves=True, first=True),
-                Down(width, width, halves=True),
-                Down(width, width, halves=False),
-                Down(width, width, halves=False),
-            ]
-        )
+        self.blocks = down_blocks(width)
         self.classes = nn.Embedding(classes, width)
         self.output = nn.Linear(width, 1)
 
     def forward(self, images: Tensor, classes: Tensor) -> Tensor:
         """(n,)."""
-        hidden = images
-        for block in self.blocks:
-            hidden = block(hidden)
-        features = F.relu(hidden).sum((2, 3))
+        features = F.relu(self.blocks(images)).sum((2, 3))
         scores: Tensor = self.output(features)[:, 0] + (self.classes(classes) * features).sum(1)
         return scores
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainables.domain import InputError, Mistake, UnreachableError
+from trainables.messages import first_line
 
 #: Images (n, channels, rows, columns), 0 to 255, and their class numbers.
 Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -145,8 +146,8 @@ def download(name: str, data_root: str) -> None:
         for part in (True, False):
             _open(found, data_root, part, download=True)
     except (RuntimeError, OSError) as error:  # of which a network's errors are
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UnreachableError(f"{found.title} cannot be fetched: {first}") from error
+        reason = first_line(error) or type(error).__name__
+        raise UnreachableError(f"{found.title} cannot be fetched: {reason}") from error
     load.cache_clear()
     mistakes = list(root_mistakes(name, data_root))
     if mistakes:
@@ -202,10 +203,8 @@ def _unreadable(found: ImageSet, data_root: str, error: Exception) -> Mistake:
     folder = Path(os.path.expanduser(data_root)) / found.folder
     sums = [*getattr(kind, "train_list", ()), *getattr(kind, "test_list", ())]
     damaged = [name for name, md5 in sums if not check_integrity(str(folder / name), md5)]
-    first = (str(error).splitlines() or [""])[0][:100]
-    what = (
-        f"{damaged[0]} is truncated or changed" if damaged else f"{type(error).__name__}: {first}"
-    )
+    said = f"{type(error).__name__}: {first_line(error, 100)}"
+    what = f"{damaged[0]} is truncated or changed" if damaged else said
     law = f"{found.title} in {found.folder} cannot be read ({what})"
     return Mistake("task.data_root", data_root, law, "fetch that file again")
 

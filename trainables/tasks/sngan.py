@@ -6,7 +6,7 @@ plain SGD, the hinge loss and, where regularised, an anchor every epoch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -45,25 +45,31 @@ class SNGAN(AdversarialTask):
 
     def players(self) -> tuple[nn.Module, nn.Module]:
         """Generator and discriminator."""
-        return Generator(self.generator_width), Discriminator(self.width)
+        generator = Generator(self.generator_width, _Norm)
+        _xavier(generator)
+        return generator, Discriminator(self.width)
 
 
 class Generator(nn.Module):
-    """Noise to images in [-1, 1]."""
+    """Noise, and classes where `norm` knows them, to images in [-1, 1].
 
-    def __init__(self, width: int) -> None:
+    Args:
+        width: channels.
+        norm: makes a normalisation of so many channels, which takes inputs and classes.
+    """
+
+    def __init__(self, width: int, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
         self.first = nn.Linear(NOISE, 16 * width)
-        self.blocks = nn.ModuleList([_Up(width) for _ in range(3)])
+        self.blocks = nn.ModuleList([_Up(width, norm) for _ in range(3)])
         self.norm = nn.BatchNorm2d(width)
         self.output = nn.Conv2d(width, 3, 3, padding=1)
-        _xavier(self)
 
-    def forward(self, noise: Tensor, _classes: Tensor) -> Tensor:
+    def forward(self, noise: Tensor, classes: Tensor) -> Tensor:
         """(n, 3, 32, 32)."""
         hidden = self.first(noise).reshape(len(noise), -1, 4, 4)
         for block in self.blocks:
-            hidden = block(hidden)
+            hidden = block(hidden, classes)
         images: Tensor = self.output(F.relu(self.norm(hidden))).tanh()
         return images
 
@@ -71,16 +77,24 @@ class Generator(nn.Module):
 class _Up(nn.Module):
     """A residual block that doubles rows and columns."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
-        self.norms = nn.ModuleList([nn.BatchNorm2d(width) for _ in range(2)])
+        self.norms = nn.ModuleList([norm(width) for _ in range(2)])
         self.layers = nn.ModuleList([nn.Conv2d(width, width, 3, padding=1) for _ in range(2)])
         self.shortcut = nn.Conv2d(width, width, 1)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        hidden = self.layers[0](twice(F.relu(self.norms[0](inputs))))
-        hidden = self.layers[1](F.relu(self.norms[1](hidden)))
-        found: Tensor = hidden + self.shortcut(twice(inputs))
+    def forward(self, inputs: Tensor, classes: Tensor) -> Tensor:
+        hidden = self.layers[0](_twice(F.relu(self.norms[0](inputs, classes))))
+        hidden = self.layers[1](F.relu(self.norms[1](hidden, classes)))
+        found: Tensor = hidden + self.shortcut(_twice(inputs))
+        return found
+
+
+class _Norm(nn.BatchNorm2d):
+    """Batch normalisation that knows nothing of classes."""
+
+    def forward(self, inputs: Tensor, _classes: Tensor) -> Tensor:  # type: ignore[override]
+        found: Tensor = super().forward(inputs)
         return found
 
 
@@ -89,28 +103,29 @@ class Discriminator(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
-            [
-                Down(3, width, halves=True, first=True),
-                Down(width, width, halves=True),
-                Down(width, width, halves=False),
-                Down(width, width, halves=False),
-            ]
-        )
+        self.blocks = down_blocks(width)
         self.output = nn.Linear(width, 1)
         _xavier(self)
         normalise(self)
 
     def forward(self, images: Tensor, _classes: Tensor) -> Tensor:
         """(n,)."""
-        hidden = images
-        for block in self.blocks:
-            hidden = block(hidden)
-        scores: Tensor = self.output(F.relu(hidden).sum((2, 3)))[:, 0]
+        features = F.relu(self.blocks(images)).sum((2, 3))
+        scores: Tensor = self.output(features)[:, 0]
         return scores
 
 
-class Down(nn.Module):
+def down_blocks(width: int) -> nn.Sequential:
+    """The residual blocks of a discriminator: (n, 3, 32, 32) images to (n, width, 8, 8)."""
+    return nn.Sequential(
+        _Down(3, width, halves=True, first=True),
+        _Down(width, width, halves=True),
+        _Down(width, width, halves=False),
+        _Down(width, width, halves=False),
+    )
+
+
+class _Down(nn.Module):
     """A residual block of a discriminator.
 
     Args:
@@ -150,7 +165,7 @@ def normalise(module: nn.Module) -> None:
             spectral_norm(part)
 
 
-def twice(images: Tensor) -> Tensor:
+def _twice(images: Tensor) -> Tensor:
     """Each pixel as two by two."""
     return images.repeat_interleave(2, 2).repeat_interleave(2, 3)
 

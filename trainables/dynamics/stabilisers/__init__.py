@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,14 +72,6 @@ def stabiliser_of(training: Training) -> Stabiliser:
     """
     assert isinstance(training.stabiliser, Mapping)
     return get_stabiliser(**training.stabiliser)
-
-
-def options_of(stabiliser: Stabiliser) -> dict[str, Any]:
-    """Name and all options, defaults filled in, as plain values."""
-    assert dataclasses.is_dataclass(stabiliser)
-    options = dataclasses.asdict(stabiliser)
-    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
-    return {"name": stabiliser.name, **plain}
 
 
 def strength_mistakes(
