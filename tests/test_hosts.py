@@ -95,12 +95,19 @@ def test_lost_hosts_do_not_change_the_map(tmp_path: Path) -> None:
             trained.update(host.address for host in (head, second, third) if host.training())
             return len(kept(home)) >= 60 and len(trained) == 3
 
+        def cut_off_in_training() -> bool:
+            second.cut_off()
+            if second.training():
+                return True
+            second.join()  # its last results were on their way: nothing would wait for it
+            return False
+
         wait(spread, driver, log, 150)
-        second.cut_off()
+        wait(cut_off_in_training, driver, log, 30)
         third.lose()
         struck = len(kept(home))
         assert struck < POINTS - 60
-        # The sweep cannot end before Ray gives the host up: packs of it are still out.
+        # The sweep cannot end before Ray gives the host up: a pack of it is still out.
         wait(lambda: f"address: {second.address} " in log.read_text(), driver, log, 120)
         wait(lambda: len(kept(home)) >= struck + 40, driver, log, 120)
         second.join()
