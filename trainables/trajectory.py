@@ -43,8 +43,7 @@ def deterministic(device: str, tf32: bool = False) -> Iterator[None]:
     limits = ExitStack()
     kernels: Any = torch.utils.deterministic
     threads = torch.get_num_threads()
-    strict = torch.are_deterministic_algorithms_enabled()
-    lenient = torch.is_deterministic_algorithms_warn_only_enabled()
+    strictness = torch.get_deterministic_debug_mode()
     precision = torch.get_float32_matmul_precision()
     cudnn = torch.backends.cudnn
     flags = (cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32)
@@ -52,7 +51,8 @@ def deterministic(device: str, tf32: bool = False) -> Iterator[None]:
     try:
         limits.enter_context(_one_blas_thread())
         torch.set_num_threads(1)
-        torch.use_deterministic_algorithms(True)
+        # Not `use_deterministic_algorithms`: it imports a compiler, which takes seconds.
+        torch.set_deterministic_debug_mode("error")
         # Nothing reads memory before writing it; filling it anyway costs a call an operation.
         kernels.fill_uninitialized_memory = False
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
@@ -61,7 +61,7 @@ def deterministic(device: str, tf32: bool = False) -> Iterator[None]:
     finally:
         limits.close()
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(strict, warn_only=lenient)
+        torch.set_deterministic_debug_mode(strictness)
         kernels.fill_uninitialized_memory = filled
         torch.set_float32_matmul_precision(precision)
         cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = flags
