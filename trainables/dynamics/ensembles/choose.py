@@ -26,7 +26,7 @@ from trainables.trajectory import PROBE_SAMPLES, Bench, cast
 
 log = logging.getLogger("stabmap")
 
-#: Trajectories of the trial, how they are stacked in it, and how many of them once.
+#: Trajectories of the trial, how they are stacked in it, and on a GPU how many of them once.
 TRIAL = 5
 LARGE = 64
 STACKINGS = ([0], [4], [1, 3], [3, 1, 0], [4, 3, 2, 1, 0])
@@ -41,10 +41,6 @@ CHUNK = 16
 
 #: Trajectories one after the other.
 LOOP = "loop"
-
-
-#: Which of the few the last ones of the many are.
-_LAST = [i % TRIAL for i in range(LARGE - TRIAL, LARGE)]
 
 
 def candidates(bench: Bench) -> Iterator[Backend]:
@@ -106,7 +102,6 @@ def _choose(bench: Bench, wanted: str) -> tuple[Backend | None, dict[str, str]]:
     for backend in candidates(bench):
         if wanted not in ("auto", backend.name):
             continue
-        chunk = getattr(backend, "chunk", CHUNK)
         reason = trial.judged(backend, wanted == "auto")
         if reason is None:
             if bench.at_outputs and opens(backend, bench.last_layer):
@@ -118,7 +113,7 @@ def _choose(bench: Bench, wanted: str) -> tuple[Backend | None, dict[str, str]]:
                     )
                     backend = Closed(backend)
             if bench.inputs.device.type == "cpu":
-                backend = Chunks(backend, chunk)
+                backend = Chunks(backend, _chunk(backend))
             return backend, struck
         struck[backend.name] = reason
         log.info("task %s: no ensemble backend %s: %s", bench.task.name, backend.name, reason)
@@ -126,6 +121,11 @@ def _choose(bench: Bench, wanted: str) -> tuple[Backend | None, dict[str, str]]:
         return None, struck
     law = struck.get(wanted, "the task has no such backend")
     raise InputError([Mistake("backend", wanted, law, "use auto or loop")])
+
+
+def _chunk(backend: Backend) -> int:
+    """Trajectories at a time on a processor."""
+    return int(getattr(backend, "chunk", CHUNK))
 
 
 def _ending(_row: int, outputs: Tensor, entered: Tensor | None, _targets: Tensor) -> End:
@@ -173,7 +173,7 @@ class Trial:
         try:
             reason = self.dependence(backend) or self.disagreement(backend)
             if reason is None and timed:
-                times = self.seconds(backend, self._together) / self.pace
+                times = self.seconds(backend, self.together(backend)) / self.pace
                 slow = f"it takes {times:.1f} times as long as the loop"
                 reason = slow if times > SLOWER else None
         except Exception as error:  # whatever a user's network cannot do
@@ -184,9 +184,11 @@ class Trial:
         """What differs, to the bit, when trajectories are stacked otherwise; None if nothing."""
         everything = list(range(TRIAL))
         whole = self.results(backend, everything)
-        many = self.results(backend, [i % TRIAL for i in range(LARGE)])
-        if not all(torch.equal(a[-TRIAL:], b[_LAST]) for a, b in zip(many, whole, strict=True)):
-            return f"results change where {LARGE} trajectories are together"
+        crowd = [i % TRIAL for i in range(self.together(backend))]
+        many = self.results(backend, crowd)
+        last = crowd[-TRIAL:]
+        if not all(torch.equal(a[-TRIAL:], b[last]) for a, b in zip(many, whole, strict=True)):
+            return f"results change where {len(crowd)} trajectories are together"
         for rows in STACKINGS:
             part = self.results(backend, rows)
             if not all(torch.equal(a, b[rows]) for a, b in zip(part, whole, strict=True)):
@@ -242,10 +244,9 @@ class Trial:
             return backend.outputs(stack, inputs, each)  # type: ignore[no-any-return]
         return backend.losses(stack, inputs, targets, each)  # type: ignore[no-any-return]
 
-    @property
-    def _together(self) -> int:
-        """How many trajectories are stacked when it is timed: about as many as in a sweep."""
-        return CHUNK if self.stack[0].device.type == "cpu" else LARGE
+    def together(self, backend: Backend) -> int:
+        """How many trajectories are stacked: as many as on this processor, or as in a sweep."""
+        return max(_chunk(backend), TRIAL) if self.stack[0].device.type == "cpu" else LARGE
 
     @property
     def pace(self) -> float:
