@@ -32,6 +32,7 @@ from trainables.domain import (
     replicate_seed,
 )
 from trainables.dynamics.optimisers import Optimiser
+from trainables.early import check_steps
 from trainables.evaluate import check_reproducible, checked_training, evaluate
 from trainables.losses import MEAN_SQUARED_ERROR
 from trainables.pack import PackRun
@@ -46,6 +47,37 @@ DTYPES = ["float32", "float64"]
 
 
 # ------------------------------------------------------------------ known regimes
+
+
+@pytest.mark.parametrize("backend", ["auto", "loop"])
+@pytest.mark.parametrize("early", [True, False])
+def test_what_no_verdict_looks_at_is_not_computed(
+    early: bool, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the losses of all mini-batches compared the results are the same, to the bit."""
+    points = [Point(0.05), Point(2.0), Point(20.0), Point(3.0, 0.0, 1.0)]
+    settings: dict[str, Any] = {"steps": 120, "early": early, "backend": backend}
+    compared: list[int] = []
+    plain = record.Record.compare
+
+    def compare(self: record.Record, before: float, after: float) -> None:
+        compared.append(self.step)
+        plain(self, before, after)
+
+    monkeypatch.setattr(record.Record, "compare", compare)
+    some = evaluate(points, TINY_MLP, **settings)
+    first, number = min(compared), len(compared)
+    begin = record.Record.__init__
+
+    def watchful(self: record.Record, *arguments: Any) -> None:
+        begin(self, *arguments)
+        self._compared_from = 0
+
+    monkeypatch.setattr(record.Record, "__init__", watchful)
+    assert evaluate(points, TINY_MLP, **settings) == some
+    assert first == min(check_steps(120) if early else [120]) // 2
+    assert len(compared) - number > number
+    assert {r.verdict.regime for r in some} == set(Regime)
 
 
 def regimes(lrs: list[float], weight_decay: float, dtype: str) -> str:

@@ -160,16 +160,16 @@ class EnsembleRun:
         bench = self.bench
         if bench.full_batch:
             return bench.inputs, bench.targets, False
-        inputs, targets = self._own_batches(rows, False)
+        inputs, targets = self._own_batches(rows, range(len(rows)), False)
         repeats = self._rows
         return inputs.repeat_interleave(repeats, 0), targets.repeat_interleave(repeats, 0), True
 
-    def _own_batches(self, rows: Sequence[Any], wide: bool) -> tuple[Tensor, Tensor]:
-        """The mini-batch of each replicate, (replicates, batch, ...)."""
-        pairs = [
-            self.bench.data(chosen, record.order, record.step, wide)
-            for chosen, record in zip(rows, self.records, strict=True)
-        ]
+    def _own_batches(
+        self, rows: Sequence[Any], replicates: Sequence[int], wide: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The mini-batches of replicates, (replicates, batch, ...)."""
+        chosen = [(rows[i], self.records[i]) for i in replicates]
+        pairs = [self.bench.data(r, record.order, record.step, wide) for r, record in chosen]
         inputs, targets = zip(*pairs, strict=True)
         return torch.stack(inputs), torch.stack(targets)
 
@@ -275,12 +275,12 @@ class EnsembleRun:
         separation = [rel_l1_each(after, other) for other in others]
         losses = losses.double().reshape(-1, self._rows)[:, : self._ks]
         columns = torch.cat([losses, torch.stack([change, *separation], 1)], 1).tolist()
-        compared = [] if self.bench.full_batch else self._compared(base, after, rows)
         watched = dict(zip(watchers, objectives.tolist(), strict=True))
+        compared = self._compared(base, after, rows)
         for i, (record, column) in enumerate(zip(self.records, columns, strict=True)):
             if i in watched:
                 record.watch(watched[i])
-            if compared:
+            if i in compared:
                 record.compare(*compared[i])
             if record.photographs:
                 record.photograph(*self._base(i))
@@ -304,12 +304,17 @@ class EnsembleRun:
 
     def _compared(
         self, base: list[Tensor], after: list[Tensor], rows: Sequence[Any]
-    ) -> list[list[float]]:
-        """Objectives of each replicate's own mini-batch, before and after."""
-        everyone, batch = range(len(rows)), self._own_batches(rows, True)
-        pair = [self._objective(p, everyone, *batch, True) for p in (base, after)]
-        found: list[list[float]] = torch.stack(pair, 1).tolist()
-        return found
+    ) -> dict[int, list[float]]:
+        """Objectives of each replicate's own mini-batch, before and after, where they count."""
+        chosen = [i for i, record in enumerate(self.records) if record.compares]
+        if not chosen:
+            return {}
+        batch = self._own_batches(rows, chosen, True)
+        pair = [
+            self._objective([p[chosen] for p in parameters], chosen, *batch, True)
+            for parameters in (base, after)
+        ]
+        return dict(zip(chosen, torch.stack(pair, 1).tolist(), strict=True))
 
     def _objective(
         self,

@@ -29,8 +29,9 @@ SHARPNESS_SAMPLES = 8
 #: How far the sharpness may lie above what is found, of itself: at the end, and before, where it
 #: has to be below 0.95 of its threshold.
 TOLERANCE, EARLY_TOLERANCE = 1e-3, 0.05
-#: Held-out samples that pass the network at once: more would fill the memory.
-MOST_HELD_OUT = 1000
+#: Held-out samples that pass the network at once: more would leave a processor's cache, and fill a
+#: GPU's memory.
+MOST_HELD_OUT = {"cpu": 50, "cuda": 1000}
 #: Rounding floor over the loss at the start, at most: a momentum near 1 must not swallow all moves.
 LARGEST_FLOOR = 1e-6
 
@@ -86,6 +87,8 @@ class Record:
         asked = training.early and training.rates.constant
         self._check_steps = frozenset(check_steps(self.steps) if asked else ())
         self._look_steps = look_steps(self.steps)
+        # A verdict asks for nothing before the second half of what it is on.
+        self._compared_from = min(self._check_steps, default=self.steps) // 2
 
     def rule(self, step: int | None = None) -> Optimiser:
         """The update rule of the base trajectory after `step` updates; None: after those made."""
@@ -114,6 +117,11 @@ class Record:
     def watches(self) -> bool:
         """Whether the objective is looked at before this step's update."""
         return self.step % self._stride == 0
+
+    @property
+    def compares(self) -> bool:
+        """Whether the mini-batch's objective is looked at before and after this step's update."""
+        return not self.bench.full_batch and self.step >= self._compared_from
 
     @property
     def photographs(self) -> bool:
@@ -236,7 +244,8 @@ class Record:
         training = self.bench.training
         separation = np.array(self._separation, dtype=np.float64)
         floor = self._loss_floor(parameters)
-        rose = ~(np.array(self._ascent) <= floor)  # a loss that is not a number rose too
+        unseen = [-math.inf] * min(self._compared_from, self.step)
+        rose = ~(np.array(unseen + self._ascent) <= floor)  # a loss that is not a number rose too
         return Observations(
             steps=self.steps,
             roundoff=self.bench.roundoff,
@@ -315,7 +324,8 @@ class Record:
         inputs, targets = self.bench.held_out
         network = self.network(parameters, buffers)
         with _evaluation_mode(network):
-            parts = [network(part) for part in torch.split(inputs, MOST_HELD_OUT)]
+            most = MOST_HELD_OUT[inputs.device.type]
+            parts = [network(part) for part in torch.split(inputs, most)]
         outputs = parts[0] if len(parts) == 1 else torch.cat(parts)
         figure = float(self.bench.task.metric(outputs, targets))
         return figure if np.isfinite(figure) else None

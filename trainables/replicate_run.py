@@ -80,8 +80,9 @@ class ReplicateRun:
         if record.watches:
             probe = bench.inputs64[:PROBE_SAMPLES], bench.targets64[:PROBE_SAMPLES]
             record.watch(self._objective(before, *probe))
-        batch = bench.data(rows, record.order, record.step, wide=True)
-        record.compare(self._objective(before, *batch), self._objective(after, *batch))
+        if record.compares:
+            batch = bench.data(rows, record.order, record.step, wide=True)
+            record.compare(self._objective(before, *batch), self._objective(after, *batch))
 
     @torch.no_grad()
     def _objective(self, state: _State, inputs: Tensor, targets: Tensor) -> float:

@@ -52,7 +52,7 @@ class Observations:
         separation: RelL1 between the base trajectory and each other k after each update,
             (pairs, steps run).
         ascent: for mini-batches, whether an update raised the loss of its own batch, (steps run,);
-            None for the full batch.
+            None for the full batch. What lies before the second half is not looked at.
         floor: loss moves that rounding of the parameters alone can cause; they are not counted.
         descends: whether a stable run of this optimiser lowers the loss of each batch. Plain SGD
             does; momentum and Adam step along older gradients, so for them `ascent` is reported
