@@ -244,10 +244,15 @@ class _Session:
         """Begin with MLflow and the database, or go on with what they know."""
         before = self.store.recall()
         begun, origin = before.get("sweep"), before.get("origin", uuid4().hex)
-        self.store.remember(origin=origin)
-        elsewhere = self.mirror.open(begun is not None)
-        self.tracker.known, self.tracker.origin = begun or elsewhere, origin
-        sweep = self.tracker.open()
+        goes_on = {"state": "running", "error": None} if "state" in before else {}
+        self.store.remember(origin=origin, **goes_on)
+        try:
+            elsewhere = self.mirror.open(begun is not None)
+            self.tracker.known, self.tracker.origin = begun or elsewhere, origin
+            sweep = self.tracker.open()
+        except BaseException:
+            self.store.remember(**{name: before.get(name) for name in goes_on})
+            raise
         self.mirror.remember_run(sweep)
         facts = {"sweep": sweep, "tracking": redacted(self.tracker.uri), "title": self.spec.title}
         self.store.remember(**facts)

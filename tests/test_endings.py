@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,32 @@ def test_ctrl_c_before_the_first_training(
     assert outcome.ending == read_status(folder).state == "interrupted"
     assert tracker._client.get_run(outcome.sweep).info.status == "KILLED"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_a_sweep_that_goes_on_says_so_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: bool
+) -> None:
+    """And what it was before, where it cannot."""
+    spec, seen = spec_in(tmp_path), list[str]()
+
+    def opened(tracker: Tracker) -> str:
+        seen.append(read_status(store.folder).state)
+        if away:
+            raise UnreachableError("MLflow is away")
+        return plain(tracker)
+
+    plain = Tracker.open
+    with Store(spec) as store:
+        store.remember(state="paused", error="a word", points=3)
+        monkeypatch.setattr(Tracker, "open", opened)
+        session = _Session(spec, store, Tracker(spec), None)
+        monkeypatch.setattr(session, "_run", lambda _: None)
+        with pytest.raises(UnreachableError) if away else nullcontext():
+            session.run("local")
+        assert seen == ["running"]
+        facts = store.recall()
+    assert (facts["state"], facts["error"]) == (("paused", "a word") if away else ("short", None))
 
 
 class Closed(io.StringIO):

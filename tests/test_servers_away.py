@@ -180,8 +180,8 @@ def test_one_machine_at_a_time(spec: SweepSpec, tmp_path: Path, mlflow: Server) 
     sweep = Recording(spec)
     other = spec_in(tmp_path / "other", tracking=spec.tracking.model_dump())
     assert other.hash == spec.hash
-    with pytest.raises(StabmapError, match="being run on another machine"):
-        Recording(other)
+    with Store(other) as store, pytest.raises(StabmapError, match="being run on another machine"):
+        Mirror(other, store).open(begun=False)
     sweep.train(POINTS)
     assert sweep.close()
     again = Recording(other)
