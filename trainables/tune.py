@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from ray import tune
 
+from trainables.allocator import keep_freed_memory
 from trainables.domain import InputError, NotReproducibleError, Point, Training
 from trainables.evaluate import check_reproducible
 from trainables.pack import PackRun
@@ -43,7 +44,8 @@ class PackTrainable(tune.Trainable):
     """
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Take the first pack."""
+        """Take the first pack; the process is a worker of Ray, and does nothing else."""
+        keep_freed_memory()
         self._pack: PackRun | None = None
         self._file: str | None = None
         self._meter = Meter()

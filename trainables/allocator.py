@@ -1,0 +1,25 @@
+"""The C library's allocator, told to keep what a training frees.
+
+A step takes and frees the same buffers as the one before. glibc gives each of 128 KiB and more back
+to the system, which zeroes its pages anew when it is taken again: up to a fifth of a step's time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+#: Largest buffer that is kept, which is the largest that glibc allows.
+LARGEST = 32 * 2**20
+#: Free memory at the top of the heap that is kept: all.
+KEPT = 2**31 - 1
+#: Names of the settings in malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed_memory() -> bool:
+    """Keep freed buffers in this process from now on; whether the C library is one that can."""
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is None:
+        return False
+    settings = ((M_MMAP_THRESHOLD, LARGEST), (M_TRIM_THRESHOLD, KEPT))
+    return all(set_option(*setting) == 1 for setting in settings)
