@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass, field, fields, replace
@@ -199,8 +201,10 @@ class Runs:
         changes = {name.replace("__", "."): value for name, value in changes.items()}
         changes |= self.overrides
         spec = load_spec(ROOT / PRESETS / f"{preset}.yaml", changes)
+        begin = time.monotonic()
         ran = Ran(preset, changes, spec, run_sweep(spec))
         self.done.append(ran)
+        print(f"{preset} {spec.hash}: {time.monotonic() - begin:.0f} s", file=sys.stderr)
         return ran
 
     def walk(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import statistics
+import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,7 +20,7 @@ from analysis.map import StabilityMap
 from analysis.plot import plot_map
 from analysis.theory import SGDStability
 from stabmap import load_spec, load_tasks
-from studies.__main__ import NAMES, one_ray, study
+from studies.__main__ import NAMES, one_ray, run_all, study
 from studies.last_bit_variance import averages
 from studies.least_squares import rows
 from studies.page import Claim, Findings, Picture, Study, judge, write
@@ -117,6 +120,36 @@ def test_a_study_from_nothing_gives_the_same_bytes(
     assert "**agrees**" in page
     assert "-o budget.points=8 -o search.audit=0 -o steps=200" in page
     assert not stale(page)
+
+
+def test_studies_beside_each_other_are_processes(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """What they print comes whole, what they say on the way behind their name."""
+    assert run_all(["equations", "depth"], ["--help"]) == []
+    assert capfd.readouterr().out.count("usage: python -m studies") == 2
+    assert run_all(["equations", "depth"], ["--nonsense"]) == ["depth", "equations"]
+    said = capfd.readouterr().err
+    for name in ("equations", "depth"):
+        assert f"{name}: python -m studies: error: unrecognized arguments: --nonsense\n" in said
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [["heat-exchange"], ["equations", "depth"]])
+def test_a_wrong_call_of_studies_is_one_line(names: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "studies", *names, "-o", "stepps=9", "--into", str(tmp_path)]
+    environment = {**os.environ, "STABMAP_HOME": str(tmp_path / "home")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    if names == ["heat-exchange"]:
+        assert "error: no study heat-exchange; known: one-layer-cnn, " in last
+    else:
+        assert last == "error: these studies failed: depth, equations; the others are written"
+        assert all(f"{name}: error: stepps = 9: " in done.stderr for name in names)
+    assert not list(tmp_path.glob("*.md"))
 
 
 def test_brackets() -> None:
