@@ -92,18 +92,21 @@ def test_lost_hosts_do_not_change_the_map(tmp_path: Path) -> None:
         trained: set[str] = set()
 
         def spread() -> bool:
-            trained.update(host.address for host in (head, second, third) if host.training())
+            new = [h for h in (head, second, third) if h.address not in trained]
+            trained.update(host.address for host in new if host.training())
             return len(kept(home)) >= 60 and len(trained) == 3
 
         def cut_off_in_training() -> bool:
+            if not second.training():
+                return False
             second.cut_off()
             if second.training():
                 return True
             second.join()  # its last results were on their way: nothing would wait for it
             return False
 
-        wait(spread, driver, log, 150)
-        wait(cut_off_in_training, driver, log, 30)
+        wait(spread, driver, log, 300)
+        wait(cut_off_in_training, driver, log, 60)
         third.lose()
         struck = len(kept(home))
         assert struck < POINTS - 60
