@@ -34,13 +34,14 @@ POINTS = 16
 #: Prints the number of workers, twice a second, from when the head can be joined.
 WATCH = """
 import sys, time, ray
+seen = open(sys.argv[2], "w")
 while not ray.is_initialized():
     try:
         ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
     except Exception:
         time.sleep(0.2)
 while True:
-    print(sum(node["Alive"] for node in ray.nodes()) - 1, flush=True)
+    print(sum(node["Alive"] for node in ray.nodes()) - 1, file=seen, flush=True)
     time.sleep(0.5)
 """
 
@@ -184,8 +185,9 @@ def end_stragglers(scratch: str) -> None:
 def seen(tmp_path: Path, head: str, environment: dict[str, str]) -> Iterator[Path]:
     """A file with the numbers of workers that the cluster has had, from when it is there."""
     path = tmp_path / "seen.txt"
-    with path.open("w") as file:
-        watch = subprocess.Popen([sys.executable, "-c", WATCH, head], env=environment, stdout=file)
+    path.touch()
+    # Not its standard output, to which Ray also prints what its autoscaler has to say.
+    watch = subprocess.Popen([sys.executable, "-c", WATCH, head, str(path)], env=environment)
     try:
         yield path
     finally:
