@@ -1,8 +1,10 @@
-"""Whether a process runs the sweep in a folder: the one that does holds the folder's lock."""
+"""Locks on files: who runs the sweep in a folder, and who makes the tables of a database."""
 
 from __future__ import annotations
 
 import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -16,3 +18,18 @@ def is_held(folder: Path) -> bool:
     except OSError:
         return True
     return False
+
+
+@contextmanager
+def alone(address: str) -> Iterator[None]:
+    """One process at a time: two that begin together would both make the same tables.
+
+    Args:
+        address: of a database. Only that of a sqlite file is kept to one process.
+    """
+    if not address.startswith("sqlite:///"):
+        yield
+        return
+    with Path(address.removeprefix("sqlite:///") + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -20,6 +21,7 @@ import optuna
 import sqlalchemy as sql
 from sqlalchemy.dialects import postgresql, sqlite
 
+from analysis.lock import alone
 from sweeps.rounds import distance_to_boundary
 from sweeps.search.space import distributions, to_params
 from sweeps.spec import SweepSpec, database_mistakes
@@ -35,6 +37,8 @@ FILE = "stabmap.db"
 CONNECT_SECONDS = 5
 #: Seconds after which a silent end of a connection is taken for lost, by us and by the server.
 SILENT_SECONDS = 60
+#: Number, to PostgreSQL, of the lock that whoever makes tables holds.
+TABLES = zlib.crc32(b"stabmap: tables")
 #: Keys that one question asks for.
 MANY = 500
 
@@ -99,7 +103,12 @@ class Database:
     def _clear_errors(self) -> Iterator[None]:
         try:
             yield
-        except (sql.exc.SQLAlchemyError, ImportError, optuna.exceptions.OptunaError) as error:
+        except (
+            sql.exc.SQLAlchemyError,
+            optuna.exceptions.OptunaError,
+            ImportError,
+            OSError,
+        ) as error:
             cause = getattr(error, "orig", None) or error
             first = first_line(cause, 160)
             remedy = (
@@ -129,7 +138,8 @@ class Database:
             StabmapError: another machine runs this sweep.
         """
         with self._clear_errors():
-            self._make_tables()
+            with self._alone():
+                _tables.create_all(self._engine)
             self.hold()
             with self._engine.begin() as connection:
                 spec = json.dumps(self._spec.resolved(), sort_keys=True)
@@ -139,12 +149,16 @@ class Database:
                 run = connection.scalar(sql.select(_sweeps.c.mlflow_run).where(mine))
         return None if run is None else str(run)
 
-    def _make_tables(self) -> None:
-        """Make what is missing; another process may do the same at this moment."""
-        try:
-            _tables.create_all(self._engine)
-        except sql.exc.SQLAlchemyError:
-            _tables.create_all(self._engine)
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One process at a time: two that begin together would both make the same tables."""
+        if self._engine.dialect.name != "postgresql":
+            with alone(self.address):
+                yield
+            return
+        with self._engine.begin() as connection:
+            connection.execute(sql.select(sql.func.pg_advisory_xact_lock(TABLES)))
+            yield
 
     def hold(self) -> None:
         """Keep other machines off the sweep while this process is connected; again if need be.
@@ -248,7 +262,8 @@ class Database:
         return f"{self._spec.title}-{self._spec.hash}"
 
     def _storage(self) -> optuna.storages.RDBStorage:
-        return optuna.storages.RDBStorage(self.address, engine_kwargs=_options(self.address))
+        with self._alone():
+            return optuna.storages.RDBStorage(self.address, engine_kwargs=_options(self.address))
 
     def study(self) -> optuna.Study:
         """The sweep's study in Optuna's tables; begun where there is none."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import optuna
 import pytest
@@ -83,6 +85,38 @@ def test_rows_are_those_that_optuna_writes(spec: SweepSpec) -> None:
     database.study().ask()  # and Optuna goes on from there
     assert database.study().trials[-1].number == 8
     database.close()
+
+
+def test_sweeps_that_begin_together_make_the_tables_once(spec: SweepSpec) -> None:
+    """Without a lock some of eight find a table that another one has just made."""
+    changes = {"folder": spec.folder, "database": spec.database}
+    if spec.database is not None:
+        changes["database"] = new_database(spec.database)
+    begin = Barrier(8)
+
+    def start(steps: int) -> str:
+        database = Database(spec_of({"lr": LR}, search="sobol", steps=steps, **changes))
+        begin.wait()
+        database.open()
+        name = database.study().study_name
+        database.close()
+        return name
+
+    with ThreadPoolExecutor(8) as pool:
+        names = list(pool.map(start, range(20, 28)))
+    assert len(set(names)) == 8
+    storage = Database(spec_of({"lr": LR}, search="sobol", steps=20, **changes))._storage()
+    assert {study.study_name for study in storage.get_all_studies()} == set(names)
+
+
+def new_database(address: str) -> str:
+    """An empty database on the same server."""
+    known = sql.make_url(address)
+    engine = sql.create_engine(known, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sql.text("create database empty"))
+    engine.dispose()
+    return known.set(database="empty").render_as_string(hide_password=False)
 
 
 def test_all_trials_or_none(spec: SweepSpec, monkeypatch: pytest.MonkeyPatch) -> None:
