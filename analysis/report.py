@@ -44,7 +44,10 @@ SURE = 0.8
 #: Places along every other axis, in unit coordinates.
 PLACES = (0.0, 0.5, 1.0)
 #: Tags of the parent run that say where a result comes from.
-TAGS = ("git_commit", "device", "data_hash", "python", "torch", "ray", "optuna", "mlflow", "numpy")
+TAGS = (
+    "git_commit", "device", "hardware", "data_hash", "python", "torch", "ray", "optuna", "mlflow",
+    "numpy",
+)  # fmt: skip
 #: Of the training, what a short description says.
 DESCRIBED = ("optimiser", "momentum", "stabiliser", "steps", "dtype", "device", "ks", "seeds")
 

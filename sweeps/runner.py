@@ -192,6 +192,7 @@ class _Session:
         self.progress = Progress(self.rounds.limit, spec.budget.wall_time, stream)
         self.searcher = PackSearcher(spec, self.rounds, self._known, self._take)
         self.searcher.meter = tracker.log_usage
+        self.searcher.trained_on = tracker.log_hardware
         self._meter = Meter(process=True)
         self.heartbeat = Heartbeat(store, self._facts, self._end)
         self.ended: Ending | None = None

@@ -74,6 +74,8 @@ class PackSearcher(Searcher):
         self.heard_at = 0.0
         #: Is told what a worker's machine is busy with.
         self.meter: Callable[[str, Sequence[tuple[str, float]]], None] = lambda *_: None
+        #: Is told what a worker trains on.
+        self.trained_on: Callable[[str], None] = lambda _: None
         #: What the last lost worker died of.
         self.cause = "nothing is known of why"
         self.closed = False
@@ -150,6 +152,8 @@ class PackSearcher(Searcher):
         """Take the results that a pack reports."""
         self.heard_at = time.monotonic()
         waiting = self._running.get(trial_id, {})
+        if hardware := result.get("hardware"):
+            self.trained_on(hardware)
         if usage := result.get("usage"):
             self.meter(*usage)
         found = {

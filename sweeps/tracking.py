@@ -7,7 +7,6 @@ Non-finite numbers are never sent (MLflow would turn infinity into 1.8e308 and N
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import platform
@@ -15,8 +14,8 @@ import shlex
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 import yaml
 
 from analysis.load import ARTIFACT_FOLDER, default_tracking_uri
+from analysis.lock import alone
 from analysis.map import MAP_FILE, StabilityMap
 from analysis.tracking import Tracking
 from sweeps.backlog import Backlog
@@ -56,6 +56,8 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 HASH_TAG = "stabmap.spec"
+#: What the sweep was trained on; several kinds are one after the other, with this in between.
+HARDWARE_TAG, BETWEEN = "hardware", "; "
 ORIGIN_TAG = "stabmap.origin"
 PACKAGES = ("torch", "ray", "optuna", "mlflow", "numpy")
 #: What MLflow answers where a record is wrong and the server is not.
@@ -133,6 +135,8 @@ class Tracker:
         self._latest: _Shown | None = None
         self._dataset: Dataset | None = None
         self._machines = Machines()
+        self._seen: set[str] = set()
+        self._hardware = ""
         self._pace = Pace()
         self._experiment_id = ""
         self.sweep_id = ""
@@ -152,7 +156,7 @@ class Tracker:
         try:
             if self.uri.startswith("sqlite:///"):
                 Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-            with self._alone():
+            with alone(self.uri):
                 client = MlflowClient(self.uri)
                 try:
                     client.search_experiments(max_results=1)
@@ -168,16 +172,6 @@ class Tracker:
                 "sqlite file"
             ) from error
         return client
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One process at a time: two that begin together would both make the same tables."""
-        if not self.uri.startswith("sqlite:///"):
-            yield
-            return
-        with Path(self.uri.removeprefix("sqlite:///") + ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
 
     # ----------------------------------------------------------------- the parent run
 
@@ -215,7 +209,7 @@ class Tracker:
             assert self.known is not None
             self.sweep_id, self._doubtful = self.known, True
             return
-        with self._alone():
+        with alone(self.uri):
             self._experiment_id = self._experiment()
         if self.known is not None and self._exists(self.known):
             self.sweep_id = self.known
@@ -497,6 +491,8 @@ class Tracker:
         runs = {point.number: point.run for point in found}
         address = redacted(self.uri) if self._remote else None
         tags = self._parent_tags()
+        if self._hardware:
+            tags[HARDWARE_TAG] = self._hardware
         if self._dataset is not None:
             tags["data_hash"] = self._dataset.digest
         return Tracking(address, self.sweep_id, self._experiment_id, runs, tags)
@@ -512,6 +508,32 @@ class Tracker:
         """
         if self._machines.add(machine, usage):
             self._records.put(self._write_usage)
+
+    def log_hardware(self, name: str) -> None:
+        """Note what a worker trains on; a sweep on several kinds of it is warned about.
+
+        Args:
+            name: see `trainables.hardware`.
+        """
+        if name not in self._seen:
+            self._seen.add(name)
+            self._records.put(self._write_hardware)
+
+    def _write_hardware(self) -> None:
+        """With what earlier calls were trained on, perhaps from another machine."""
+        tags = self._client.get_run(self.sweep_id).data.tags
+        before = set(filter(None, tags.get(HARDWARE_TAG, "").split(BETWEEN)))
+        known = before | self._seen
+        self._hardware = BETWEEN.join(sorted(known))
+        if known == before:
+            return
+        self._client.set_tag(self.sweep_id, HARDWARE_TAG, self._hardware)
+        if len(known) > 1:
+            _log.warning(
+                "trained on different hardware (%s): where rounding grows, a result depends on "
+                "which of them trained it; for the same map again use machines of one kind",
+                self._hardware,
+            )
 
     def _write_usage(self) -> None:
         from mlflow.entities import Metric

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import re
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mlflow import MlflowClient
 from PIL import Image
 from recorded import spec_in
@@ -25,6 +28,7 @@ from sweeps.store import Entry
 from sweeps.tracking import Tracker
 from trainables import usage
 from trainables.domain import Curve, Point, PointResult, Replicate, Verdict
+from trainables.hardware import _processor, hardware
 from trainables.usage import Meter
 
 
@@ -270,6 +274,49 @@ def test_usage_reaches_the_parent(spec: SweepSpec) -> None:
     found = client_of(spec).get_run(run).data.metrics
     assert found["system/node-1/cpu_utilization_percentage"] == 40.0
     assert found["system/node-2/cpu_utilization_percentage"] == 60.0
+
+
+def test_what_trains_is_named_and_unlike_machines_bring_a_warning(
+    spec: SweepSpec, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = Tracker(spec)
+    run = tracker.open()
+    for _ in range(3):
+        tracker.log_hardware("Opteron, AVX2")
+    assert tracker.close("FINISHED", 60.0)
+    assert client_of(spec).get_run(run).data.tags["hardware"] == "Opteron, AVX2"
+    assert not caplog.messages
+    again = Tracker(spec, run)  # another call, perhaps from another machine
+    again.open()
+    again.log_hardware("Athlon, AVX512")
+    again.log_hardware("Opteron, AVX2")
+    assert again.close("FINISHED", 60.0)
+    names = "Athlon, AVX512; Opteron, AVX2"
+    assert client_of(spec).get_run(run).data.tags["hardware"] == names
+    [warning] = caplog.messages
+    assert warning.startswith(f"trained on different hardware ({names}): ")
+    third = Tracker(spec, run)
+    third.open()
+    third.log_hardware("Athlon, AVX512")
+    third.log_map(rounds_of(spec).map(), last=True)
+    assert third.close("FINISHED", 60.0)
+    assert len(caplog.messages) == 1
+    report = Path(client_of(spec).download_artifacts(run, "map/report.html")).read_text()
+    assert names in report
+
+
+def test_a_processor_goes_by_its_name_and_its_vector_instructions() -> None:
+    told = subprocess.run(["lscpu"], capture_output=True, text=True, env={"LC_ALL": "C"})
+    [name] = re.findall(r"^Model name: +(.*?)$", told.stdout, re.MULTILINE)
+    [instructions] = re.findall(r"CPU capability usage: (.*)$", torch.__config__.show(), re.M)
+    assert hardware() == hardware("cpu") == f"{name.strip()}, {instructions.strip()}"
+
+
+def test_a_processor_without_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("trainables.hardware.Path", lambda _: tmp_path / "missing")
+    monkeypatch.setattr("trainables.hardware.platform.processor", lambda: "")
+    monkeypatch.setattr("trainables.hardware.platform.machine", lambda: "aarch64")
+    assert _processor() == "aarch64"
 
 
 def test_a_meter_says_what_the_system_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from sweeps.store import Store
 from sweeps.tracking import Tracker
 from trainables.domain import Point, PointResult, Training
 from trainables.evaluate import evaluate
+from trainables.hardware import hardware
 
 pytestmark = pytest.mark.ray
 
@@ -139,6 +140,7 @@ def test_mlflow_parent(finished: tuple[Path, Any]) -> None:
     assert run.data.tags["stabiliser"] == "none"  # alpha is held at 0
     for tag in ("git_commit", "torch", "ray", "optuna", "mlflow", "device", "data_hash", "k_check"):
         assert run.data.tags[tag]
+    assert run.data.tags["hardware"] == hardware("cpu")
     assert run.data.tags["stabmap.spec"] == spec_in(folder, search__method="sobol", seeds=2).hash
     names = {artifact.path for artifact in client.list_artifacts(outcome.sweep, "map")}
     files = ("map.parquet", "map.png", "map-small.png", "map.html", "report.html")

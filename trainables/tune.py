@@ -16,6 +16,7 @@ from ray import tune
 from trainables.allocator import keep_freed_memory
 from trainables.domain import InputError, NotReproducibleError, Point, Training
 from trainables.evaluate import check_reproducible
+from trainables.hardware import hardware
 from trainables.pack import PackRun
 from trainables.tasks import get_task
 from trainables.tasks.checks import check_parts
@@ -37,10 +38,10 @@ class PackTrainable(tune.Trainable):
     replicate), `numbers` (the points' numbers in the sweep) and `check` (whether to check first
     that the training repeats itself to the bit).
 
-    Each report has `results`, a list of `[number, result]`, `worker_pid`, and now and then `usage`:
-    the machine's name and what it is busy with. An error in the task
-    is reported too, as `error`, and ends the pack; an error of the machine is raised, so that Tune
-    starts the pack again elsewhere. An actor that is reused starts each pack from nothing.
+    Each report has `results`, a list of `[number, result]`, `worker_pid`, `hardware`, what trained
+    them, and now and then `usage`: the machine's name and what it is busy with. An error in the
+    task is reported too, as `error`, and ends the pack; an error of the machine is raised, so that
+    Tune starts the pack again elsewhere. An actor that is reused starts each pack from nothing.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -84,10 +85,12 @@ class PackTrainable(tune.Trainable):
                 raise
             return {"results": [], "error": describe(error, self._file), "done": True}
         numbers = self.config["numbers"][known : known + len(results)]
-        usage = self._meter.sample(self.config["training"].get("device", "cpu"))
+        device = self.config["training"].get("device", "cpu")
+        usage = self._meter.sample(device)
         return {
             "results": [[n, r.to_dict()] for n, r in zip(numbers, results, strict=True)],
             "worker_pid": os.getpid(),
+            "hardware": hardware(device),
             "usage": [socket.gethostname(), usage] if usage else None,
             "done": pack.done,
         }
