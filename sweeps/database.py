@@ -157,6 +157,8 @@ class Database:
                 yield
             return
         with self._engine.begin() as connection:
+            _attentive(connection)
+            connection.execute(sql.text(f"set local lock_timeout = '{SILENT_SECONDS}s'"))
             connection.execute(sql.select(sql.func.pg_advisory_xact_lock(TABLES)))
             yield
 
@@ -171,10 +173,7 @@ class Database:
         held = self._engine.connect()
         number = int(self._spec.hash, 16) - 2**63  # PostgreSQL counts locks in signed 64 bits
         got = held.scalar(sql.text("select pg_try_advisory_lock(:n)"), {"n": number})
-        # Else a machine that was cut off would keep its sweep for hours.
-        held.execute(sql.text(f"set tcp_keepalives_idle = {SILENT_SECONDS // 2}"))
-        held.execute(sql.text(f"set tcp_keepalives_interval = {SILENT_SECONDS // 6}"))
-        held.execute(sql.text("set tcp_keepalives_count = 3"))
+        _attentive(held)
         held.commit()  # the lock stays; an open transaction would be in the way of a vacuum
         if not got:
             held.close()
@@ -310,6 +309,16 @@ class Database:
             with suppress(sql.exc.SQLAlchemyError):
                 self._held.close()
         self._engine.dispose()
+
+
+def _attentive(connection: sql.Connection) -> None:
+    """Have PostgreSQL notice the end of a connection, and let go of its locks.
+
+    Else a machine that was cut off would keep them for hours.
+    """
+    connection.execute(sql.text(f"set tcp_keepalives_idle = {SILENT_SECONDS // 2}"))
+    connection.execute(sql.text(f"set tcp_keepalives_interval = {SILENT_SECONDS // 6}"))
+    connection.execute(sql.text("set tcp_keepalives_count = 3"))
 
 
 def _options(address: str) -> dict[str, Any]:

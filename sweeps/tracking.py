@@ -202,6 +202,7 @@ class Tracker:
             ) from error
         self._records.start()
         self._records.put(self._write_dataset)
+        self._records.put(self._write_hardware)  # what earlier calls were trained on
         return self.sweep_id
 
     def _open(self) -> None:
@@ -520,7 +521,7 @@ class Tracker:
             self._records.put(self._write_hardware)
 
     def _write_hardware(self) -> None:
-        """With what earlier calls were trained on, perhaps from another machine."""
+        """All kinds that are known, also from earlier calls and other machines."""
         tags = self._client.get_run(self.sweep_id).data.tags
         before = set(filter(None, tags.get(HARDWARE_TAG, "").split(BETWEEN)))
         known = before | self._seen

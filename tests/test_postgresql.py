@@ -13,12 +13,13 @@ import sqlalchemy as sql
 from servers import PostgreSQL, postgresql
 from synthetic import DECAY, LR, measure, spec_of
 
+from sweeps import database as databases
 from sweeps.database import Database
 from sweeps.mirror import Mirror
 from sweeps.rounds import Rounds
 from sweeps.spec import SweepSpec
 from sweeps.store import Entry, Store
-from trainables.domain import StabmapError
+from trainables.domain import StabmapError, UnreachableError
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +110,18 @@ def test_server_notices_a_machine_that_is_cut_off(spec: SweepSpec) -> None:
     )
     database.close()
     assert 0 < idle + interval * count <= 60
+
+
+def test_nobody_waits_for_long_for_a_machine_that_makes_tables(
+    spec: SweepSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(databases, "SILENT_SECONDS", 6)
+    one, other = Database(spec), Database(spec)
+    with one._alone():
+        begin = time.monotonic()
+        with pytest.raises(UnreachableError, match=r"cannot be used .*lock timeout"):
+            other.open()
+        assert 5.9 < time.monotonic() - begin < 40
+    other.open()
+    for database in (one, other):
+        database.close()
