@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from trainables.dynamics.distance import rel_l1
+from trainables.dynamics.distance import MANY, SMALL, rel_l1, rel_l1_each
 
 Arrays = list[NDArray[np.float64]]
 
@@ -69,6 +69,31 @@ def test_lies_in_0_2_is_symmetric_and_0_only_for_equal_arguments(
     assert value == rel_l1(tensors(second), tensors(first))
     equal = all(np.array_equal(x, y) for x, y in zip(first, second, strict=True))
     assert (value == 0) == equal
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 6), st.sampled_from([torch.float32, torch.float64]))),
+    st.integers(1, 3),
+    st.integers(0, 2**32),
+)
+def test_many_tensors_and_many_pairs_are_those_one_by_one(
+    shapes: list[tuple[int, torch.dtype]], count: int, seed: int
+) -> None:
+    """To the bit, also where small tensors are joined: more than `MANY` of one dtype in a row."""
+    shapes = [*shapes, *[(3, torch.float32)] * MANY, (SMALL + 1, torch.float32)]
+    generator = torch.Generator().manual_seed(seed)
+    first, second = (
+        [
+            torch.randn(count, size, generator=generator).to(dtype) * (index % 3 > 0)
+            for index, (size, dtype) in enumerate(shapes)
+        ]
+        for _ in range(2)
+    )
+    together = rel_l1_each(first, second)
+    for row in range(count):
+        pair = [x[row].double().numpy() for x in first], [y[row].double().numpy() for y in second]
+        assert rel_l1([x[row] for x in first], [y[row] for y in second]) == together[row]
+        assert float(together[row]) == pytest.approx(brute(*pair), rel=1e-13)
 
 
 def test_worked_examples() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -39,13 +40,44 @@ def rel_l1_each(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     """
     total = torch.zeros(len(first[0]) if first else 1, dtype=torch.float64)
     count = total
-    for x, y in zip(first, second, strict=True):
-        x64, y64 = (t.detach().reshape(len(t), -1).double() for t in (x, y))
-        limits = torch.finfo(x.dtype)
+    for group in _together(first, second):
+        x64, y64 = (_side_by_side(tensors) for tensors in zip(*group, strict=True))
+        limits = torch.finfo(group[0][0].dtype)
         scale = x64.abs() + y64.abs()
         ratio = (x64 - y64).abs() / scale
-        value = torch.where(scale <= limits.tiny / limits.eps, 0.0, ratio).sum(1)
-        counted = (value != 0) | scale.any(1)
-        total = total.to(value.device) + value
-        count = count.to(value.device) + counted * x64.shape[1]
+        terms = torch.where(scale <= limits.tiny / limits.eps, 0.0, ratio)
+        sizes = [x[0].numel() for x, _ in group]
+        parts = terms.split_with_sizes(sizes, 1), scale.split_with_sizes(sizes, 1)
+        for some, scales in zip(*parts, strict=True):
+            value = some.sum(1)
+            counted = (value != 0) | scales.any(1)
+            total = total.to(value.device) + value
+            count = count.to(value.device) + counted * some.shape[1]
     return torch.where(count > 0, 2 * total / count.clamp_min(1), 0.0)
+
+
+#: Entries up to which a call costs more than its arithmetic, and from how many such tensors on it
+#: is sooner to copy them together.
+SMALL, MANY = 4096, 5
+
+
+def _together(
+    first: Sequence[Tensor], second: Sequence[Tensor]
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Pairs of tensors: a large one by itself, small ones beside each other."""
+    pairs = list(zip(first, second, strict=True))
+    if len(pairs) < MANY:
+        yield from ([pair] for pair in pairs)
+        return
+    for (_, large), found in groupby(pairs, lambda p: (p[0].dtype, p[0].numel() > SMALL)):
+        group = list(found)
+        if large or len(group) < MANY:
+            yield from ([pair] for pair in group)
+        else:
+            yield group
+
+
+def _side_by_side(tensors: Sequence[Tensor]) -> Tensor:
+    """(pairs, entries) in float64."""
+    flat = [t.detach().reshape(len(t), -1) for t in tensors]
+    return (flat[0] if len(flat) == 1 else torch.cat(flat, 1)).double()
