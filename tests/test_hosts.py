@@ -19,14 +19,15 @@ import pytest
 from hosts import PORT, ROOT, hosts
 from mlflow import MlflowClient
 
-from stabmap import load_spec
+from stabmap import load_spec, load_tasks
 from sweeps import fsck
+from trainables.tasks import from_files
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 POINTS = 200
 SPEC: dict[str, Any] = {
-    "task": {"name": "one-layer-cnn", "image": 64},
+    "task": {"name": "patient", "image": 64},
     "axes": {
         "lr": {"scale": "log", "low": 0.003, "high": 0.5},
         "weight_decay": {"scale": "log", "low": 4, "high": 256},
@@ -37,12 +38,33 @@ SPEC: dict[str, Any] = {
     "budget": {"points": POINTS},
     "resources": {"pack": 4, "workers": 6},
 }
+#: The one-layer CNN, whose workers wait for a file: none is done before the last one has come.
+TASK = """
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from trainables.tasks.one_layer_cnn import OneLayerCNN
+
+
+@dataclass(frozen=True)
+class Patient(OneLayerCNN):
+    name: ClassVar[str] = "patient"
+
+    def train_data(self):
+        deadline = time.monotonic() + 600
+        while not Path("GO").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return super().train_data()
+"""
 #: Runs a sweep whose packs take a GPU each, though they train on the CPU: no spec may ask for that.
 DRIVER = """
 import sys
-from stabmap import load_spec
+from stabmap import load_spec, load_tasks
 from sweeps.runner import execute
-path, folder, address = sys.argv[1:]
+path, tasks, folder, address = sys.argv[1:]
+load_tasks(tasks)
 spec = load_spec(path, {"folder": folder})
 resources = spec.resources.model_copy(update={"gpus": 1.0})
 print(execute(spec.model_copy(update={"resources": resources}), address).ending)
@@ -70,31 +92,26 @@ def wait(
         time.sleep(0.05)
 
 
-def run(path: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+def run(path: Path, tasks: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     """The sweep on this machine alone."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true"}
     command = [sys.executable, "-m", "stabmap", "run", str(path), "-o", f"folder={folder}"]
-    command += ["-o", "resources.workers=2"]
+    command += ["-o", "resources.workers=2", "--tasks", str(tasks)]
     return subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
 
 
-def test_lost_hosts_do_not_change_the_map(tmp_path: Path) -> None:
+def test_lost_hosts_do_not_change_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle of it: no point is lost or doubled, and the map is that of one machine."""
-    path, home, whole, log = (
-        tmp_path / name for name in ("sweep.yaml", "home", "whole", "driver.log")
+    path, tasks, go, home, whole, log = (
+        tmp_path / name for name in ("sweep.yaml", "task.py", "go", "home", "whole", "driver.log")
     )
     path.write_text(json.dumps(SPEC))
+    tasks.write_text(TASK.replace("GO", str(go)))
     with hosts() as (head, second, third):
-        command = [sys.executable, "-c", DRIVER, str(path), str(home), f"{head.address}:{PORT}"]
-        driver = head.popen(command, log)
-        trained: set[str] = set()
-
-        def spread() -> bool:
-            new = [h for h in (head, second, third) if h.address not in trained]
-            trained.update(host.address for host in new if host.training())
-            return len(kept(home)) >= 60 and len(trained) == 3
+        words = [str(path), str(tasks), str(home), f"{head.address}:{PORT}"]
+        driver = head.popen([sys.executable, "-c", DRIVER, *words], log)
 
         def cut_off_in_training() -> bool:
             if not second.training():
@@ -105,7 +122,9 @@ def test_lost_hosts_do_not_change_the_map(tmp_path: Path) -> None:
             second.join()  # its last results were on their way: nothing would wait for it
             return False
 
-        wait(spread, driver, log, 300)
+        wait(lambda: all(h.training() for h in (head, second, third)), driver, log, 300)
+        go.touch()
+        wait(lambda: len(kept(home)) >= 60, driver, log, 300)
         wait(cut_off_in_training, driver, log, 60)
         third.lose()
         struck = len(kept(home))
@@ -125,10 +144,12 @@ def test_lost_hosts_do_not_change_the_map(tmp_path: Path) -> None:
     client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert Counter(run.info.status for run in runs) == {"FINISHED": POINTS + 1}
+    monkeypatch.setattr(from_files, "_REGISTERED", {})
+    load_tasks(tasks)
     report = fsck.check(load_spec(SPEC, {"folder": str(home)}))
     assert (report.points, report.findings) == (POINTS, ())
 
-    done = run(path, whole)
+    done = run(path, tasks, whole)
     assert done.returncode == 0, done.stderr
     [one], [other] = (list(place.glob("sweeps/*/map/map.parquet")) for place in (home, whole))
     assert one.read_bytes() == other.read_bytes()
