@@ -157,7 +157,8 @@ def _parts(study: Study, found: Findings, runs: Runs) -> Iterable[str]:
         yield "## Remarks"
         yield from found.remarks
     yield "## Cost, and how to repeat it"
-    yield f"{runs.gradients:,} gradient evaluations in {len(runs.done)} sweeps. {COST}"
+    gradients, count = f"{runs.gradients:,}", len(runs.done)
+    yield f"{gradients} gradient evaluations in {count} sweeps, on {runs.hardware}. {COST}"
     yield _table(
         ("sweep", "hash", "points", "single trainings", "gradients"),
         [

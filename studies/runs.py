@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mlflow import MlflowClient
 
 from analysis.map import StabilityMap
 from stabmap import evaluate, get_task, load_map, load_spec, run_sweep
 from sweeps.spec import SweepSpec
 from sweeps.store import Entry, folder_of
+from sweeps.tracking import BETWEEN, HARDWARE_TAG, tracking_uri
 from trainables.domain import AXIS_NAMES, Point, PointResult, Regime, Training
 from trainables.tasks import Task
 from trainables.trajectory import Bench, Trajectory
@@ -136,6 +138,12 @@ class Ran:
         results = (*self.results, *self.single)
         return sum(rows * one.steps_run for r in results for one in r.replicates)
 
+    @property
+    def hardware(self) -> set[str]:
+        """What trained the sweep, as its run in MLflow names it."""
+        tags = MlflowClient(tracking_uri(self.spec)).get_run(self.run).data.tags
+        return set(filter(None, tags.get(HARDWARE_TAG, "").split(BETWEEN)))
+
     def edges(self, axis: str, regime: str, halvings: int = HALVINGS) -> list[Bracket]:
         """`brackets`, each halved again and again by one more training at its middle."""
         return [self._halved(b, axis, regime, halvings) for b in self.brackets(axis, regime)]
@@ -195,6 +203,12 @@ class Runs:
     def gradients(self) -> int:
         """Gradient evaluations of everything so far."""
         return self.walked + sum(ran.gradients for ran in self.done)
+
+    @property
+    def hardware(self) -> str:
+        """What trained all sweeps."""
+        names = set[str]().union(*(ran.hardware for ran in self.done))
+        return BETWEEN.join(sorted(names)) or "hardware that was not recorded"
 
     def sweep(self, preset: str, **changes: Any) -> Ran:
         """Run a preset; dots in the path of a change are written as two underscores."""

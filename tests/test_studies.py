@@ -35,6 +35,7 @@ from trainables.domain import (
     Verdict,
     metric_names,
 )
+from trainables.hardware import hardware
 from trainables.tasks import from_files
 
 PAGES = ROOT / "docs" / "studies"
@@ -118,6 +119,7 @@ def test_a_study_from_nothing_gives_the_same_bytes(
             written.append((page, picture))
     assert written[0] == written[1] == written[2]
     assert "**agrees**" in page
+    assert f" gradient evaluations in 1 sweeps, on {hardware('cpu')}. " in page
     assert "-o budget.points=8 -o search.audit=0 -o steps=200" in page
     assert not stale(page)
 

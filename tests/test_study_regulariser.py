@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -44,6 +45,17 @@ def test_the_interval_of_a_difference_is_the_t_distributions() -> None:
     assert gap == pytest.approx(0.4)
     assert (low, high) == pytest.approx((0.4 - half, 0.4 + half))
     assert difference(first[:1], second[:1] * 1.0) == pytest.approx((0.4, 0.4, 0.4))
+
+
+def test_runs_weigh_the_same_where_points_have_more_of_them() -> None:
+    first = [np.array([0.0, 1.0]), np.array([0.4, 0.5, 0.6, 0.5])]
+    second = [np.array([0.2, 0.4]), np.array([0.1, 0.9, 0.1, 0.9])]
+    squares = [
+        sum(sum((v - statistics.mean(g)) ** 2 for v in g.tolist()) for g in groups)
+        for groups in (first, second)
+    ]
+    ratio, _ = spread_ratio(list(zip(first, second, strict=True)))
+    assert ratio == pytest.approx(math.sqrt(squares[1] / squares[0]))
 
 
 def test_spreads_are_compared_by_counting_all_permutations() -> None:
