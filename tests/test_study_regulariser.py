@@ -49,13 +49,13 @@ def test_the_interval_of_a_difference_is_the_t_distributions() -> None:
 
 def test_runs_weigh_the_same_where_points_have_more_of_them() -> None:
     first = [np.array([0.0, 1.0]), np.array([0.4, 0.5, 0.6, 0.5])]
-    second = [np.array([0.2, 0.4]), np.array([0.1, 0.9, 0.1, 0.9])]
+    second = [np.array([0.2, 0.4, 0.3]), np.array([0.1, 0.9, 0.1, 0.9])]
     squares = [
         sum(sum((v - statistics.mean(g)) ** 2 for v in g.tolist()) for g in groups)
         for groups in (first, second)
     ]
     ratio, _ = spread_ratio(list(zip(first, second, strict=True)))
-    assert ratio == pytest.approx(math.sqrt(squares[1] / squares[0]))
+    assert ratio == pytest.approx(math.sqrt((squares[1] / (2 + 3)) / (squares[0] / (1 + 3))))
 
 
 def test_spreads_are_compared_by_counting_all_permutations() -> None:
