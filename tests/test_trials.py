@@ -20,6 +20,7 @@ from sweeps.database import Database, _trial
 from sweeps.rounds import Rounds
 from sweeps.spec import SweepSpec
 from sweeps.store import Entry
+from trainables.domain import UnreachableError
 
 TABLES = ("trials", "trial_params", "trial_values", "trial_user_attributes")
 #: What a database counts up by itself.
@@ -107,6 +108,15 @@ def test_sweeps_that_begin_together_make_the_tables_once(spec: SweepSpec) -> Non
     assert len(set(names)) == 8
     storage = Database(spec_of({"lr": LR}, search="sobol", steps=20, **changes))._storage()
     assert {study.study_name for study in storage.get_all_studies()} == set(names)
+
+
+def test_a_file_in_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    address = f"sqlite:///{tmp_path / 'missing' / 'one.db'}"
+    database = Database(spec_of({"lr": LR}, folder=str(tmp_path), database=address))
+    law = r"database = 'sqlite:///.*/one\.db': cannot be used \(.*No such file.*\); .*mend the addr"
+    with pytest.raises(UnreachableError, match=law):
+        database.open()
+    assert not list(tmp_path.iterdir())
 
 
 def new_database(address: str) -> str:
