@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import random
 import re
 from collections import OrderedDict
@@ -22,7 +23,7 @@ from trainables.domain import InputError, Point, PointResult, Training, Unreacha
 from trainables.dynamics.ensembles import choose as module_under_test
 from trainables.dynamics.ensembles import wide as wide_under_test
 from trainables.dynamics.ensembles.backend import Backend, Chunks, Loop, Stack
-from trainables.dynamics.ensembles.batched import Batched
+from trainables.dynamics.ensembles.batched import SAMPLES, Batched
 from trainables.dynamics.ensembles.choose import choose
 from trainables.dynamics.ensembles.memory import most_trajectories
 from trainables.dynamics.ensembles.vectorised import Vectorised
@@ -403,6 +404,49 @@ class Convolved(Chain):
     def train_data(self) -> tuple[Tensor, Tensor]:
         inputs = super().train_data()[0]
         return inputs, torch.ones(len(inputs), 1, 4, 4, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.MaxPool2d(2),
+        nn.MaxPool2d((3, 2), (3, 2)),
+        nn.MaxPool2d(3),
+        nn.MaxPool2d(3, 2),
+        nn.MaxPool2d(2, padding=1),
+        nn.MaxPool2d(2, ceil_mode=True),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("samples", [1, SAMPLES, 2 * SAMPLES + 3])
+def test_losses_of_convolutions_in_float64_are_those_of_the_network(
+    pool: nn.MaxPool2d, samples: int
+) -> None:
+    """Its samples pass in parts, and pooling has a way of its own, also of what is not finite."""
+    random = torch.Generator().manual_seed(0)
+    inputs = torch.randn(samples, 2, 13, 14, generator=random, dtype=torch.float64)
+    torch.manual_seed(0)
+    networks = [
+        nn.Sequential(
+            nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), pool, nn.Conv2d(3, 2, 2), nn.Tanh(), pool
+        ).double()
+        for _ in range(2)
+    ]
+    targets = torch.zeros_like(networks[0](inputs))
+    backend = Batched(networks[0], MEAN_SQUARED_ERROR)
+
+    def losses(pair: list[nn.Sequential], inputs: Tensor) -> Tensor:
+        rows = zip(*(network.parameters() for network in pair), strict=True)
+        stack = [torch.stack([p.detach() for p in row]) for row in rows]
+        return backend.losses(stack, inputs, targets, each=False)
+
+    found = losses(networks, inputs)
+    for network, loss in zip(networks, found, strict=True):
+        expected = float((network(inputs).detach() ** 2).mean())
+        assert float(loss) == pytest.approx(expected, rel=1e-13)
+        assert torch.equal(losses([network], inputs)[0], loss)
+    inputs[-1, 0, 0, 0] = math.nan
+    assert losses(networks, inputs).isnan().all()
 
 
 @pytest.mark.parametrize("kind", [Batched, Vectorised])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from itertools import groupby
 
 import torch
@@ -38,22 +39,29 @@ def rel_l1_each(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     Returns:
         (pairs,) in float64.
     """
-    total = torch.zeros(len(first[0]) if first else 1, dtype=torch.float64)
-    count = total
+    if not first:
+        return torch.zeros(1, dtype=torch.float64)
+    values, largest, sizes = [], [], []
     for group in _together(first, second):
-        x64, y64 = (_side_by_side(tensors) for tensors in zip(*group, strict=True))
-        limits = torch.finfo(group[0][0].dtype)
-        scale = x64.abs() + y64.abs()
-        ratio = (x64 - y64).abs() / scale
-        terms = torch.where(scale <= limits.tiny / limits.eps, 0.0, ratio)
-        sizes = [x[0].numel() for x, _ in group]
-        parts = terms.split_with_sizes(sizes, 1), scale.split_with_sizes(sizes, 1)
-        for some, scales in zip(*parts, strict=True):
-            value = some.sum(1)
-            counted = (value != 0) | scales.any(1)
-            total = total.to(value.device) + value
-            count = count.to(value.device) + counted * some.shape[1]
+        terms, scale = _terms(*(_side_by_side(tensors) for tensors in zip(*group, strict=True)))
+        entries = [x[0].numel() for x, _ in group]
+        sizes += entries
+        values += [part.sum(1) for part in terms.split_with_sizes(entries, 1)]
+        largest += [part.amax(1) for part in scale.split_with_sizes(entries, 1)]
+    counted = (torch.stack(values) != 0) | (torch.stack(largest) != 0)
+    count = (counted * torch.tensor(sizes, device=counted.device)[:, None]).sum(0)
+    # One after the other: the order of a reduction depends on how many pairs there are.
+    total = reduce(torch.add, values)
     return torch.where(count > 0, 2 * total / count.clamp_min(1), 0.0)
+
+
+def _terms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """|x - y| / (|x| + |y|), and its denominator, in float64."""
+    limits = torch.finfo(x.dtype)
+    x64, y64 = x.double(), y.double()
+    terms = (x64 - y64).abs_()
+    scale = x64.abs().add_(y64.abs())
+    return terms.div_(scale).masked_fill_(scale <= limits.tiny / limits.eps, 0.0), scale
 
 
 #: Entries up to which a call costs more than its arithmetic, and from how many such tensors on it
@@ -78,6 +86,6 @@ def _together(
 
 
 def _side_by_side(tensors: Sequence[Tensor]) -> Tensor:
-    """(pairs, entries) in float64."""
+    """(pairs, entries)."""
     flat = [t.detach().reshape(len(t), -1) for t in tensors]
-    return (flat[0] if len(flat) == 1 else torch.cat(flat, 1)).double()
+    return flat[0] if len(flat) == 1 else torch.cat(flat, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from typing import Any, ClassVar
 
 import torch
@@ -250,14 +251,31 @@ def _front(
             break
         trained = isinstance(layer, nn.Conv2d)
         given.append((layer, *(parameters_of(layer, rows) if trained else (None, None))))
-        first = _passed(first, given[-1], 0)
-    found = [first]
-    for member in range(1, len(x)):
-        part = x[member]
-        for step in given:
-            part = _passed(part, step, member)
-        found.append(part)
-    return torch.stack([part.contiguous() for part in found]), layers[len(given) :]
+        with torch.no_grad():  # one sample tells the shape
+            first = _passed(first[:1], given[-1], 0)
+    most = SAMPLES if _diagnoses(x) else len(x[0])
+    found = [
+        torch.cat([_through(part, given, member) for part in samples.split(most)])
+        for member, samples in enumerate(x)
+    ]
+    return torch.stack(found), layers[len(given) :]
+
+
+#: Samples that go through convolutions together in float64: more leave the cache, where PyTorch
+#: unfolds all of them at once.
+SAMPLES = 16
+
+
+def _diagnoses(x: Tensor) -> bool:
+    """Whether only losses are asked for, in float64 on a CPU: its convolutions are plain loops."""
+    return x.device.type == "cpu" and x.dtype is torch.float64 and not torch.is_grad_enabled()
+
+
+def _through(x: Tensor, steps: list[_Step], member: int) -> Tensor:
+    """What layers make of the samples of one trajectory."""
+    for step in steps:
+        x = _passed(x, step, member)
+    return x.contiguous()
 
 
 #: A layer with its stacked weight and bias, if it has any.
@@ -268,9 +286,32 @@ def _passed(x: Tensor, step: _Step, member: int) -> Tensor:
     """What a layer makes of the samples of one trajectory."""
     layer, weight, bias = step
     if weight is None:
-        found: Tensor = layer(x)
+        sides = _windows(layer) if _diagnoses(x) else None
+        found: Tensor = layer(x) if sides is None else _largest(x, *sides)
         return found
     return _convolved(layer, x, weight[member], None if bias is None else bias[member])
+
+
+def _windows(layer: nn.Module) -> tuple[int, int] | None:
+    """Height and width of max pooling's windows, if none overlaps another or leaves the image."""
+    if type(layer) is not nn.MaxPool2d or layer.kernel_size != layer.stride:
+        return None
+    if (layer.padding, layer.dilation, layer.return_indices, layer.ceil_mode) != (
+        0,
+        1,
+        False,
+        False,
+    ):
+        return None
+    size = layer.kernel_size
+    return (size, size) if isinstance(size, int) else size
+
+
+def _largest(x: Tensor, height: int, width: int) -> Tensor:
+    """Max pooling without the places of the maxima, which a gradient needs and which cost most."""
+    high, wide = (n // side * side for n, side in zip(x.shape[-2:], (height, width), strict=True))
+    x = reduce(torch.maximum, (x[..., i:wide:width] for i in range(width)))
+    return reduce(torch.maximum, (x[..., i:high:height, :] for i in range(height)))
 
 
 def _covers(layer: nn.Module, x: Tensor) -> bool:
@@ -281,7 +322,7 @@ def _covers(layer: nn.Module, x: Tensor) -> bool:
 
 
 def _convolved(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if x.device.type == "cpu":  # pooling is far faster so
+    if x.device.type == "cpu" and not _diagnoses(x):  # pooling is far faster so
         x = x.contiguous(memory_format=torch.channels_last)
         weight = weight.contiguous(memory_format=torch.channels_last)
     return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
