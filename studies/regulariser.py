@@ -112,7 +112,8 @@ CURVES = (
 RULES = (
     "Rules, fixed before the runs and after a pilot at two rates, which raised the runs from 4 to "
     f"5 and added the updates to 50 %. Earlier pages had lr 0.16 too, left out since to save time, "
-    f"and one of them 5 runs at {RATE:g}, which left open what happens there. All {RUNS} were trained anew, the first 5 with the seeds of that page: "
+    f"and one of them 5 runs at {RATE:g}, which left open what happens there. All {RUNS} were "
+    "trained anew, the first 5 with the seeds of that page: "
     f"at a level of {LEVEL:.0%}, who looks after half of the runs and again after all of them errs "
     f"in 8 % of cases, and so do claims here that have {RATE:g} in them. Intervals are Welch's at "
     f"{1 - LEVEL:.0%}, of differences of means; spreads are compared by a test over permutations "
