@@ -296,12 +296,8 @@ def _windows(layer: nn.Module) -> tuple[int, int] | None:
     """Height and width of max pooling's windows, if none overlaps another or leaves the image."""
     if type(layer) is not nn.MaxPool2d or layer.kernel_size != layer.stride:
         return None
-    if (layer.padding, layer.dilation, layer.return_indices, layer.ceil_mode) != (
-        0,
-        1,
-        False,
-        False,
-    ):
+    rest = layer.padding, layer.dilation, layer.return_indices, layer.ceil_mode
+    if rest != (0, 1, False, False):
         return None
     size = layer.kernel_size
     return (size, size) if isinstance(size, int) else size
