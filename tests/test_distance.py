@@ -96,6 +96,12 @@ def test_many_tensors_and_many_pairs_are_those_one_by_one(
         assert float(together[row]) == pytest.approx(brute(*pair), rel=1e-13)
 
 
+def test_a_tensor_without_entries_changes_nothing() -> None:
+    empty, x, y = torch.empty(0), torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0])
+    assert rel_l1([empty, x], [empty, y]) == rel_l1([x], [y]) == 0.5
+    assert rel_l1([empty], [empty]) == 0.0
+
+
 def test_worked_examples() -> None:
     def of(x: list[float], y: list[float]) -> float:
         return rel_l1([torch.tensor(x)], [torch.tensor(y)])

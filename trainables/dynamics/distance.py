@@ -41,14 +41,14 @@ def rel_l1_each(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     """
     if not first:
         return torch.zeros(1, dtype=torch.float64)
-    values, largest, sizes = [], [], []
+    values, present, sizes = [], [], []
     for group in _together(first, second):
         terms, scale = _terms(*(_side_by_side(tensors) for tensors in zip(*group, strict=True)))
         entries = [x[0].numel() for x, _ in group]
         sizes += entries
         values += [part.sum(1) for part in terms.split_with_sizes(entries, 1)]
-        largest += [part.amax(1) for part in scale.split_with_sizes(entries, 1)]
-    counted = (torch.stack(values) != 0) | (torch.stack(largest) != 0)
+        present += [part.any(1) for part in scale.split_with_sizes(entries, 1)]
+    counted = (torch.stack(values) != 0) | torch.stack(present)
     count = (counted * torch.tensor(sizes, device=counted.device)[:, None]).sum(0)
     # One after the other: the order of a reduction depends on how many pairs there are.
     total = reduce(torch.add, values)
