@@ -128,6 +128,8 @@ def variance_of(found: StabilityMap, rows: pd.DataFrame, confidence: float) -> V
     if not tables:
         law = f"none of the {len(rows)} points there has a final metric of each k"
         remedy = "ask where trainings do not diverge; maps of earlier versions have none"
+        if training.get("early") == "base":  # the others end with their label
+            remedy = "sweep with `early: false`, which trains every k to the end"
         raise InputError([Mistake("points", len(rows), law, remedy)])
     squares = MeanSquares(list(tables.values()))
     parts = {

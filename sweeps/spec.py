@@ -27,6 +27,7 @@ from trainables.domain import (
     BackendName,
     DecayName,
     DtypeName,
+    EarlyEnd,
     InputError,
     Mistake,
     Point,
@@ -193,7 +194,7 @@ class SweepSpec(_Part):
     sharpness: bool = True
     lyapunov: bool = True
     evaluate_every: int | None = None
-    early: bool = True
+    early: EarlyEnd = True
     backend: BackendName = "auto"
     search: Annotated[SearchPart, BeforeValidator(_method)] = SearchPart()
     budget: BudgetPart = BudgetPart()
@@ -573,7 +574,7 @@ EXAMPLES = {
     "sharpness": "true",
     "lyapunov": "true",
     "evaluate_every": "20",
-    "early": "true",
+    "early": "true, or base",
     "backend": "auto",
     "search": "boundary, or {method: boundary, batch: 8}",
     "search.method": "boundary",

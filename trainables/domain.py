@@ -31,6 +31,7 @@ DtypeName = Literal["float32", "float64", "bfloat16", "tfloat32"]
 OptimiserName = Literal["sgd", "nesterov", "adam", "adamw", "rmsprop", "adadelta"]
 DecayName = Literal["coupled", "decoupled"]
 BackendName = Literal["auto", "exact", "wide", "batched", "vmap", "loop"]
+EarlyEnd = bool | Literal["base"]
 
 #: Smallest normal number of each dtype; numpy knows nothing of the last two.
 TINY: dict[str, float] = {
@@ -423,6 +424,7 @@ class Training:
             is sound on the device.
         early: whether a training ends as soon as more steps cannot change its label
             (`docs/verdict.md`). Margins, metric and exponent are then those of a shorter training.
+            With `base` the base trajectory goes on alone to its full length, for its metric.
 
     Raises:
         InputError: if a law is broken; all broken laws are listed.
@@ -446,7 +448,7 @@ class Training:
     sharpness: bool = True
     lyapunov: bool = True
     evaluate_every: int | None = None
-    early: bool = True
+    early: EarlyEnd = True
     backend: BackendName = "auto"
 
     def __post_init__(self) -> None:
@@ -555,7 +557,7 @@ class Training:
             "decay": (None, *get_args(DecayName)),
             "sharpness": (False, True),
             "lyapunov": (False, True),
-            "early": (False, True),
+            "early": (False, True, "base"),
             "backend": get_args(BackendName),
         }
         yield from self._optimiser_name_mistakes()
@@ -752,7 +754,8 @@ class Replicate:
     Args:
         seed: seed of its initial weights.
         verdict: what was concluded.
-        steps_run: updates carried out on each trajectory; fewer than asked where it ended early.
+        steps_run: updates carried out on the base trajectory; fewer than asked where it ended
+            early. The others ended with it or, where it went on alone, at the step of the verdict.
         evidence: named numbers behind the margins; None where one could not be measured.
         curves: thinned curves by name.
         backend: what trained it; see `Training`.
@@ -823,11 +826,9 @@ class PointResult:
 
 def _plain(replicate: Replicate) -> dict[str, Any]:
     # Written out: `dataclasses.asdict` copies every number of every curve, ten times slower.
-    verdict = replicate.verdict
-    margins = {"stable": verdict.margins.stable, "bounded": verdict.margins.bounded}
     return {
         "seed": replicate.seed,
-        "verdict": {"margins": margins, "reason": verdict.reason.value, "step": verdict.step},
+        "verdict": plain_verdict(replicate.verdict),
         "steps_run": replicate.steps_run,
         "evidence": dict(replicate.evidence),
         "curves": {
@@ -839,11 +840,21 @@ def _plain(replicate: Replicate) -> dict[str, Any]:
     }
 
 
+def plain_verdict(verdict: Verdict) -> dict[str, Any]:
+    """A verdict in plain numbers and texts."""
+    margins = {"stable": verdict.margins.stable, "bounded": verdict.margins.bounded}
+    return {"margins": margins, "reason": verdict.reason.value, "step": verdict.step}
+
+
+def verdict_of(data: Mapping[str, Any]) -> Verdict:
+    """Inverse of `plain_verdict`, exact to the bit."""
+    return Verdict(Margins(**data["margins"]), Reason(data["reason"]), data["step"])
+
+
 def _replicate(data: Mapping[str, Any]) -> Replicate:
-    verdict = data["verdict"]
     return Replicate(
         seed=data["seed"],
-        verdict=Verdict(Margins(**verdict["margins"]), Reason(verdict["reason"]), verdict["step"]),
+        verdict=verdict_of(data["verdict"]),
         steps_run=data["steps_run"],
         evidence=dict(data["evidence"]),
         curves={

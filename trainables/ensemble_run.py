@@ -2,7 +2,8 @@
 
 Row r x m + j of a stacked tensor is trajectory j of replicate r: first all k, then, where the
 Lyapunov exponent is measured, the neighbour of the first. Every operation treats each row by
-itself, so what happens to a replicate does not depend on the others, to the bit.
+itself, so what happens to a replicate does not depend on the others, to the bit. Base trajectories
+that go on alone are rows of a stack of their own.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from trainables.domain import Replicate
 from trainables.dynamics.distance import rel_l1_each
-from trainables.dynamics.ensembles.actions import Actions, States, losses_of
+from trainables.dynamics.ensembles.actions import Acting, Actions, States, losses_of
 from trainables.dynamics.ensembles.backend import Backend
 from trainables.dynamics.ensembles.rule import StackedOptimiser
 from trainables.dynamics.lyapunov import pulled, random_like
@@ -36,21 +37,35 @@ class _Gap:
     rates: list[float] = field(default_factory=list)
 
 
+@dataclass
+class _Base:
+    """A base trajectory on its way from one stack to another, with all that belongs to it."""
+
+    record: Record
+    parameters: list[Tensor]
+    slots: list[Slots]
+    gap: _Gap
+    forgotten: int
+    action: Acting
+
+
 class EnsembleRun:
     """Replicates that are trained together, a step at a time; they come and go.
 
     Args:
         bench: task, training and data; an optimiser whose steps are made entry by entry.
         backend: gives losses and gradients.
+        alone: whether only base trajectories are trained, whose labels are settled.
     """
 
-    def __init__(self, bench: Bench, backend: Backend) -> None:
+    def __init__(self, bench: Bench, backend: Backend, alone: bool = False) -> None:
         self.bench, self.backend = bench, backend
         self._records: list[Record] = []
         training = bench.training
         #: Trajectories that count, and all trajectories, of a replicate.
-        self._ks = len(training.ks)
-        self._rows = self._ks + training.lyapunov
+        self._ks = 1 if alone else len(training.ks)
+        self._rows = 1 if alone else self._ks + training.lyapunov
+        self._alone = alone
         self._parameters: list[Tensor] = []
         self._slots: list[Slots] = []
         self._gaps: list[_Gap] = []
@@ -96,7 +111,7 @@ class EnsembleRun:
     def _rules_of(self, record: Record) -> list[Optimiser]:
         """The update rule of each row of a replicate."""
         training = record.bench.training
-        ks = [*training.ks, *[training.ks[0]] * (self._rows - self._ks)]
+        ks = [*training.ks[: self._ks], *[training.ks[0]] * (self._rows - self._ks)]
         return [record.bench.rule(record.point, k, record.step) for k in ks]
 
     def _all_rules(self) -> list[Optimiser]:
@@ -127,6 +142,38 @@ class EnsembleRun:
         self._actions.keep(numbers)
         self._rules = {}
 
+    def release(self) -> list[_Base]:
+        """Let the replicates go whose base goes on alone."""
+        found = []
+        for i, record in enumerate(self.records):
+            if record.alone:
+                row = i * self._rows
+                slots = [tuple(s[[row]] for s in slots) for slots in self._slots]
+                mine = [p[[row]] for p in self._parameters]
+                gap, forgotten = self._gaps[i], self._forgotten[i]
+                found.append(_Base(record, mine, slots, gap, forgotten, self._actions.take(row)))
+        if found:
+            self._keep([i for i, record in enumerate(self.records) if not record.alone])
+        return found
+
+    def adopt(self, bases: Sequence[_Base]) -> None:
+        """Go on with what another run has released."""
+        for base in bases:
+            if self.records:
+                pairs = zip(self._parameters, base.parameters, strict=True)
+                self._parameters = [torch.cat(pair) for pair in pairs]
+                self._slots = [
+                    tuple(torch.cat(pair) for pair in zip(*both, strict=True))
+                    for both in zip(self._slots, base.slots, strict=True)
+                ]
+            else:
+                self._parameters, self._slots = base.parameters, base.slots
+            self._records = [*self._records, base.record]
+            self._gaps.append(base.gap)
+            self._forgotten.append(base.forgotten)
+            self._actions.give(base.action)
+        self._rules = {}
+
     # ------------------------------------------------------------- a step
 
     @torch.no_grad()
@@ -143,9 +190,22 @@ class EnsembleRun:
             losses, gradients = self._actions.gradients(self.backend, states, *self._batch(rows))
         self._update(gradients, rules)
         self._actions.moved(before, self._parameters)
+        if self._alone:
+            self._go_on(losses)
+            return
         if self.bench.training.lyapunov:
             self._pull_back()
         self._observe(before, losses, rows)
+
+    def _go_on(self, losses: Tensor) -> None:
+        """The little that is still observed of base trajectories that are alone."""
+        objectives = losses.double()
+        if any(record.point.weight_decay for record in self.records):
+            objectives += self._decay_terms(self._parameters, range(len(self.records)))
+        for i, (record, value) in enumerate(zip(self.records, objectives.tolist(), strict=True)):
+            record.go_on(value)
+            if record.measures:
+                record.measure(self._base(i, 0)[0])
 
     def _forget(self, rows: Sequence[int]) -> None:
         """Begin anew with the optimisers' states of some trajectories."""
@@ -374,6 +434,51 @@ class EnsembleRun:
         self._rules = {}
         for record, saved in zip(self.records, state["records"], strict=True):
             record.load_state_dict(saved)
+
+
+class TwoStacks:
+    """Replicates in a stack and, once their labels are settled, their bases in another.
+
+    See `trainables.pack.Run`.
+
+    Args:
+        bench: see `EnsembleRun`.
+        backend: likewise.
+    """
+
+    def __init__(self, bench: Bench, backend: Backend) -> None:
+        self._whole = EnsembleRun(bench, backend)
+        self._bases = EnsembleRun(bench, backend, alone=True)
+
+    @property
+    def records(self) -> list[Record]:
+        """Those that are trained."""
+        return [*self._whole.records, *self._bases.records]
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Begin replicates."""
+        self._whole.add(records)
+
+    def advance(self) -> None:
+        """One update of every trajectory."""
+        for run in (self._whole, self._bases):
+            if run.records:
+                run.advance()
+        self._bases.adopt(self._whole.release())
+
+    def take_finished(self) -> list[tuple[Record, Replicate]]:
+        """Judge the replicates that are done, and let them go."""
+        return [*self._whole.take_finished(), *self._bases.take_finished()]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the rest of the run depends on."""
+        return {"whole": self._whole.state_dict(), "bases": self._bases.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any], records: Sequence[Record]) -> None:
+        """Go on from `state_dict`, to the bit, with new records of the same replicates."""
+        count = len(state["whole"]["records"])
+        self._whole.load_state_dict(state["whole"], records[:count])
+        self._bases.load_state_dict(state["bases"], records[count:])
 
 
 def _squares(tensors: Sequence[Tensor]) -> Tensor:

@@ -24,7 +24,7 @@ from trainables.domain import (
 from trainables.dynamics.ensembles.backend import opens
 from trainables.dynamics.ensembles.choose import LOOP, choose
 from trainables.dynamics.ensembles.memory import most_trajectories
-from trainables.ensemble_run import EnsembleRun
+from trainables.ensemble_run import EnsembleRun, TwoStacks
 from trainables.record import Record
 from trainables.replicate_run import LoopRun
 from trainables.sharing import shared, warn_of_changes
@@ -218,7 +218,8 @@ class PackRun:
     def _new_run(self, backend: str) -> Run:
         if backend == LOOP:
             return LoopRun()
-        return EnsembleRun(self._bench, self._backend)
+        two = self._bench.training.early == "base"
+        return (TwoStacks if two else EnsembleRun)(self._bench, self._backend)
 
     def _record(self, job: Job) -> Record:
         index, number = job

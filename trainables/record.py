@@ -13,7 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainables.domain import Curve, Point, Reason, Replicate, Verdict, metric_names
+from trainables.domain import (
+    Curve,
+    Point,
+    Reason,
+    Regime,
+    Replicate,
+    Verdict,
+    metric_names,
+    plain_verdict,
+    verdict_of,
+)
 from trainables.dynamics.curvature import sharpness
 from trainables.dynamics.lyapunov import mean_rate
 from trainables.dynamics.optimisers import Optimiser
@@ -87,6 +97,12 @@ class Record:
         asked = training.early and training.rates.constant
         self._check_steps = frozenset(check_steps(self.steps) if asked else ())
         self._look_steps = look_steps(self.steps)
+        #: Whether a stable training lowers the loss of each batch, so that one that rises counts.
+        self._descends = (
+            not bench.alternates
+            and training.optimiser in ("sgd", "torch.optim.SGD")
+            and not training.momentum
+        )
         # A verdict asks for nothing before the second half of what it is on.
         self._compared_from = min(self._check_steps, default=self.steps) // 2
 
@@ -107,9 +123,15 @@ class Record:
 
     @property
     def done(self) -> bool:
-        """Whether the verdict is settled: full length, blown up, or nothing can change it."""
-        full = self.step >= self.steps
-        return full or self.ended is not None or self._settled is not None
+        """Whether nothing is trained any more: full length, blown up, or the label is settled."""
+        over = self.step >= self.steps or self.ended is not None
+        return over or (self._settled is not None and not self.alone)
+
+    @property
+    def alone(self) -> bool:
+        """Whether the label is settled and the base trajectory goes on without the others."""
+        bounded = self._settled is not None and self._settled[0].regime is not Regime.DIVERGENT
+        return bounded and self.bench.training.early == "base"
 
     # ------------------------------------------------------------- along the training
 
@@ -121,7 +143,7 @@ class Record:
     @property
     def compares(self) -> bool:
         """Whether the mini-batch's objective is looked at before and after this step's update."""
-        return not self.bench.full_batch and self.step >= self._compared_from
+        return self._descends and not self.bench.full_batch and self.step >= self._compared_from
 
     @property
     def photographs(self) -> bool:
@@ -153,6 +175,23 @@ class Record:
         self.step += 1
         if self.ended is not None:
             self.ended = self.step
+
+    def go_on(self, objective: float) -> None:
+        """End this step of a base trajectory that is `alone`.
+
+        Args:
+            objective: loss of the batch before the update, and the decay term after it. Where it
+                blows up after all, the label is taken back.
+        """
+        self._loss_steps.append(self.step)
+        self._loss.append(objective)
+        self._look_for_blow_up([], [])
+        self.step += 1
+        if self.ended is None:
+            self._loss_steps.pop()
+            self._loss.pop()
+        else:
+            self.ended, self._settled = self.step, None
 
     def photograph(
         self, parameters: Iterable[Tensor], scaling: Tensor | None, buffers: Iterable[Tensor] = ()
@@ -208,7 +247,7 @@ class Record:
         objective = self._loss[-1]
         if not np.isfinite([*losses, objective, *distances]).all():
             self.ended, self.ended_by = self.step, Reason.NON_FINITE
-        elif max(*losses, objective) > EXPLOSION * max(self._loss[0], 1.0):
+        elif max([*losses, objective]) > EXPLOSION * max(self._loss[0], 1.0):
             self.ended, self.ended_by = self.step, Reason.EXPLODED
 
     # ------------------------------------------------------------- the verdict
@@ -255,9 +294,7 @@ class Record:
             separation=separation.reshape(-1, len(training.ks) - 1).T,
             ascent=None if self.bench.full_batch else rose.astype(np.float64),
             floor=floor,
-            descends=not self.bench.alternates
-            and training.optimiser in ("sgd", "torch.optim.SGD")
-            and not training.momentum,
+            descends=self._descends,
             momentum=training.momentum or 0.0,
             sharpness=np.array(ratios, dtype=np.float64),
             ended=self.ended,
@@ -274,7 +311,8 @@ class Record:
         """Judge what was seen. Call it when `done`.
 
         Args:
-            parameters: of the trajectory of each k at the end; the first is the base.
+            parameters: of the trajectory of each k at the end; the first is the base, and counts
+                alone where it was `alone`.
             rates: of the neighbour's growth at each step, where there is one.
             backend: what trained it.
             buffers: of the network of each k at the end, where they change.
@@ -285,9 +323,11 @@ class Record:
         seen = self._observations(parameters[0], [ratio for _, ratio in pairs])
         verdict, evidence = self._settled or judge(seen)
         names = metric_names(self.bench.training.ks)
-        states = zip_longest(parameters, buffers, fillvalue=())
-        for name, (mine, state) in zip(names, states, strict=True):
-            evidence = {**evidence, name: None if self.ended else self._metric(mine, state)}
+        evidence = {**evidence, **dict.fromkeys(names)}
+        if self.ended is None:
+            finals = list(zip_longest(parameters, buffers, fillvalue=()))
+            for name, final in zip(names, finals[:1] if self.alone else finals, strict=False):
+                evidence[name] = self._metric(*final)
         if self.bench.training.lyapunov:
             evidence["lyapunov_exponent"] = mean_rate(rates[self._half :])
         curves = {"loss": _curve(self._loss_steps, self._loss)}
@@ -303,7 +343,7 @@ class Record:
     @property
     def _half(self) -> int:
         """The step at which the second half begins of what was run on purpose."""
-        steps = self.steps if self._settled is None else self.step
+        steps = self.steps if self._settled is None else self._settled[0].step
         return steps // 2
 
     def _loss_floor(self, parameters: Sequence[Tensor]) -> float:
@@ -334,14 +374,19 @@ class Record:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the rest depends on; of a record that is not done, for others are judged."""
+        verdict, evidence = self._settled or (None, {})
         return {
             "step": self.step,
+            "settled": verdict and [plain_verdict(verdict), dict(evidence)],
             "records": {name: list(getattr(self, name)) for name in _RECORDS},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`, to the bit."""
         self.step = state["step"]
+        if state["settled"] is not None:
+            verdict, evidence = state["settled"]
+            self._settled = verdict_of(verdict), evidence
         for name in _RECORDS:
             setattr(self, name, list(state["records"][name]))
 

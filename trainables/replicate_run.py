@@ -45,6 +45,12 @@ class ReplicateRun:
         record, bench = self.record, self.bench
         base, *others = self.trajectories
         rows = bench.batch(record.order, record.step)
+        if record.alone:
+            loss, after = float(base.step(rows)), [p.detach() for p in base.parameters]
+            record.go_on(loss + self._decay_term(after))
+            if record.measures:
+                record.measure(after, base.buffers)
+            return
         before = base.snapshot(), [b.clone() for b in base.buffers]
         losses = [float(base.step(rows))]
         losses += [float(other.step(rows)) for other in others]

@@ -52,11 +52,12 @@ class Observations:
         separation: RelL1 between the base trajectory and each other k after each update,
             (pairs, steps run).
         ascent: for mini-batches, whether an update raised the loss of its own batch, (steps run,);
-            None for the full batch. What lies before the second half is not looked at.
+            None for the full batch. What lies before the second half is not looked at; nothing is
+            where the optimiser does not descend.
         floor: loss moves that rounding of the parameters alone can cause; they are not counted.
         descends: whether a stable run of this optimiser lowers the loss of each batch. Plain SGD
-            does; momentum and Adam step along older gradients, so for them `ascent` is reported
-            and decides nothing.
+            does; momentum and Adam step along older gradients, so for them `ascent` would decide
+            nothing.
         momentum: decay rate of the momentum buffer; what rings in it fades by that factor a step.
         sharpness: sharpness over its threshold at several steps of the second half; empty where
             it was not measured.
@@ -186,10 +187,11 @@ def _amplification_margin(seen: Observations, evidence: Evidence) -> float:
 
 def _oscillation_margin(seen: Observations, evidence: Evidence) -> float:
     if seen.ascent is not None:
+        if not seen.descends:
+            evidence["ascent_share"] = None
+            return 1.0
         share = float(np.mean(seen.ascent[seen.steps // 2 :]))
         evidence["ascent_share"] = share
-        if not seen.descends:
-            return 1.0
         return float(np.clip((ASCENT_SHARE - share) / ASCENT_SHARE, -1.0, 1.0))
     loss = seen.window(0.5, 1.0)
     moves = np.diff(loss)

@@ -19,6 +19,8 @@ from trainables.losses import Loss
 from trainables.trajectory import Bench
 
 State = dict[str, Tensor]
+#: What acts along a trajectory, and the loss that it is trained on.
+Acting = tuple[Action | None, Loss]
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,15 @@ class Actions:
         """Let all other trajectories go."""
         self._actions = [self._actions[row] for row in rows]
         self._losses = [self._losses[row] for row in rows]
+
+    def take(self, row: int) -> Acting:
+        """What acts along one trajectory, for another stack."""
+        return self._actions[row], self._losses[row]
+
+    def give(self, acting: Acting) -> None:
+        """Go on with a trajectory of another stack."""
+        self._actions.append(acting[0])
+        self._losses.append(acting[1])
 
     def begin(self, steps: Sequence[int]) -> list[int]:
         """Begin a step.
