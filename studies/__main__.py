@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -24,15 +25,15 @@ from sweeps.spec import parse_overrides
 from trainables.domain import StabmapError
 from trainables.messages import redacted
 
-#: Modules of this package with a `STUDY`, in the order of the site: the longest last.
+#: Modules of this package with a `STUDY`: the longest last.
 NAMES = (
-    "one-layer-cnn",
-    "equations",
-    "step-size",
-    "depth",
     "trace-criterion",
+    "equations",
+    "one-layer-cnn",
     "stabiliser-volume",
+    "step-size",
     "gan-and-crowd",
+    "depth",
     "last-bit-variance",
     "regulariser",
 )
@@ -59,9 +60,9 @@ def one_ray(address: str = "local") -> Iterator[str]:
             ray.shutdown()
 
 
-def run(name: str, overrides: Sequence[str], into: Path) -> None:
+def run(name: str, overrides: Sequence[str], into: Path, workers: int | None) -> None:
     """Run one study here, and print its page."""
-    begin, runs = time.monotonic(), Runs(parse_overrides(overrides))
+    begin, runs = time.monotonic(), Runs(parse_overrides(overrides), workers)
     print(write(study(name), runs, into))
     for ran in runs.done:
         print(f"{ran.preset} {ran.spec.hash}: MLflow run {ran.run}")
@@ -82,6 +83,15 @@ def run_beside(name: str, arguments: Sequence[str]) -> bool:
         page.seek(0)
         print(page.read(), end="", flush=True)
     return child.returncode == 0
+
+
+def share(studies: int, address: str) -> int | None:
+    """Workers of a sweep where so many studies run beside each other; None: a cluster knows better.
+
+    A second worker on a core that the study beside it needs has to start first, and takes turns.
+    """
+    cores = len(os.sched_getaffinity(0))
+    return math.ceil(cores / min(cores, studies)) if address == "local" else None
 
 
 def run_all(names: Sequence[str], arguments: Sequence[str]) -> list[str]:
@@ -107,6 +117,7 @@ def main() -> None:
     parser.add_argument("-o", action="append", default=[], metavar="PATH=VALUE", dest="overrides")
     parser.add_argument("--into", type=Path, default=ROOT / "docs" / "studies")
     parser.add_argument("--address", default="local", help="of a Ray cluster; else a private Ray")
+    parser.add_argument("--workers", type=int, metavar="N", help="of a sweep; else what fits")
     given = parser.parse_args()
     if unknown := set(given.names) - set(NAMES):
         parser.error(f"no study {', '.join(sorted(unknown))}; known: {', '.join(NAMES)}")
@@ -122,11 +133,13 @@ def main() -> None:
 def run_given(names: Sequence[str], given: argparse.Namespace, address: str) -> None:
     """Run one study here, or several beside each other."""
     if len(names) == 1:
-        run(names[0], given.overrides, given.into)
+        run(names[0], given.overrides, given.into, given.workers)
         return
     begin = time.monotonic()
     overrides = [part for change in given.overrides for part in ("-o", change)]
     place = ["--into", str(given.into.absolute()), "--address", address]
+    workers = given.workers or share(len(names), given.address)
+    place += [] if workers is None else ["--workers", str(workers)]
     failed = run_all(names, [*place, *overrides])
     print(f"{len(names)} studies: {time.monotonic() - begin:.0f} s")
     if failed:

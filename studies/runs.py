@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, fields, replace
 from decimal import Decimal
 from functools import cached_property
@@ -22,6 +22,7 @@ from sweeps.spec import SweepSpec
 from sweeps.store import Entry, folder_of
 from sweeps.tracking import BETWEEN, HARDWARE_TAG, tracking_uri
 from trainables.domain import AXIS_NAMES, Point, PointResult, Regime, Training
+from trainables.dynamics.ensembles.choose import CHUNK, LOOP
 from trainables.tasks import Task
 from trainables.trajectory import Bench, Trajectory
 
@@ -75,6 +76,15 @@ def first_edge(trained: Iterable[tuple[float, bool]]) -> Bracket:
             return Bracket(below, value)
         below = value
     return Bracket(below, math.inf)
+
+
+def _middles(bracket: Bracket, halvings: int) -> list[float]:
+    """The middles that so many halvings may need, whichever side each of them takes."""
+    if not halvings:
+        return []
+    middle = bracket.middle
+    parts = Bracket(bracket.below, middle), Bracket(middle, bracket.above)
+    return [middle, *(m for part in parts for m in _middles(part, halvings - 1))]
 
 
 def seeds_by_label(result: PointResult) -> str:
@@ -134,9 +144,10 @@ class Ran:
 
         Products with the Hessian, for the sharpness, are not.
         """
-        rows = len(self.spec.ks) + self.spec.lyapunov
-        results = (*self.results, *self.single)
-        return sum(rows * one.steps_run for r in results for one in r.replicates)
+        more = len(self.spec.ks) + self.spec.lyapunov - 1
+        every = [one for r in (*self.results, *self.single) for one in r.replicates]
+        # All but the base end with the label.
+        return sum(one.steps_run + more * min(one.steps_run, one.verdict.step) for one in every)
 
     @property
     def hardware(self) -> set[str]:
@@ -145,12 +156,18 @@ class Ran:
         return set(filter(None, tags.get(HARDWARE_TAG, "").split(BETWEEN)))
 
     def edges(self, axis: str, regime: str, halvings: int = HALVINGS) -> list[Bracket]:
-        """`brackets`, each halved again and again by one more training at its middle."""
+        """`brackets`, each halved again and again by one more training at its middle.
+
+        Where many trajectories train as fast as one, what later halvings may need is trained too.
+        """
         return [self._halved(b, axis, regime, halvings) for b in self.brackets(axis, regime)]
 
     def _halved(self, bracket: Bracket, axis: str, regime: str, halvings: int) -> Bracket:
         below_inside = self._regime_at(axis, bracket.below) == regime
-        for _ in range(halvings):
+        for done in range(halvings):
+            if done % self._ahead == 0:
+                middles = _middles(bracket, min(self._ahead, halvings - done))
+                self._train_all(None, [self._point(**{axis: m}) for m in middles])
             result = self.train(None, **{axis: bracket.middle})
             inside = result.verdict.regime.value == regime
             side = "below" if inside == below_inside else "above"
@@ -159,16 +176,34 @@ class Ran:
 
     def train(self, steps: int | None = None, **values: float) -> PointResult:
         """One more training as in the sweep, at these values, of another length where given."""
+        point = self._point(**values)
+        self._train_all(steps, [point])
+        return self.known[steps, point]
+
+    def _point(self, **values: float) -> Point:
+        """The point with these values; the other axes have one value each."""
+        held = {a.name: a.smallest for a in self.spec.space if not a.free}
+        return Point(**held | values)
+
+    @property
+    def _ahead(self) -> int:
+        """How many halvings are trained at once: in a small stack a trajectory costs no time."""
+        if any(one.backend == LOOP for result in self.results for one in result.replicates):
+            return 1
+        training = self.spec.training
+        rows = training.replicates * (len(training.ks) + training.lyapunov)
+        return max(1, (CHUNK // rows + 1).bit_length() - 1)
+
+    def _train_all(self, steps: int | None, points: Sequence[Point]) -> None:
+        """Train the points that are not known yet, side by side."""
         training = self.spec.training
         settings = {f.name: getattr(training, f.name) for f in fields(training)}
         settings |= {} if steps is None else {"steps": steps}
         task = get_task(self.spec.task_name, **self.spec.task_options)
-        held = {a.name: a.smallest for a in self.spec.space if not a.free}
-        point = Point(**held | values)
-        if (steps, point) not in self.known:
-            (self.known[steps, point],) = evaluate([point], task, **settings)
-            self.single.append(self.known[steps, point])
-        return self.known[steps, point]
+        new = [point for point in points if (steps, point) not in self.known]
+        for result in evaluate(new, task, **settings) if new else ():
+            self.known[steps, result.point] = result
+            self.single.append(result)
 
     def _regime_at(self, axis: str, value: float) -> str:
         frame = self.map.to_frame()
@@ -191,11 +226,13 @@ class Runs:
 
     Args:
         overrides: what to change in every sweep, by dotted path.
+        workers: of each sweep; None takes as many as fit. They change no result.
         done: the sweeps so far.
         walked: steps of `walk` so far.
     """
 
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    workers: int | None = None
     done: list[Ran] = field(default_factory=list)
     walked: int = 0
 
@@ -214,7 +251,8 @@ class Runs:
         """Run a preset; dots in the path of a change are written as two underscores."""
         changes = {name.replace("__", "."): value for name, value in changes.items()}
         changes |= self.overrides
-        spec = load_spec(ROOT / PRESETS / f"{preset}.yaml", changes)
+        workers = {} if self.workers is None else {"resources.workers": self.workers}
+        spec = load_spec(ROOT / PRESETS / f"{preset}.yaml", workers | changes)
         begin = time.monotonic()
         ran = Ran(preset, changes, spec, run_sweep(spec))
         self.done.append(ran)

@@ -20,11 +20,12 @@ from analysis.map import StabilityMap
 from analysis.plot import plot_map
 from analysis.theory import SGDStability
 from stabmap import load_spec, load_tasks
-from studies.__main__ import NAMES, one_ray, run_all, study
+from studies import runs as runs_under_test
+from studies.__main__ import NAMES, one_ray, run_all, share, study
 from studies.last_bit_variance import averages
 from studies.least_squares import rows
 from studies.page import Claim, Findings, Picture, Study, judge, write
-from studies.runs import ROOT, Bracket, Runs, first_edge, printed, seeds_by_label
+from studies.runs import ROOT, Bracket, Ran, Runs, first_edge, printed, seeds_by_label
 from sweeps.spec import parse_overrides
 from trainables.domain import (
     Margins,
@@ -98,6 +99,56 @@ def small(runs: Runs) -> Findings:
 SMALL = Study("small", "Small", "nothing", "Where?", small)
 
 
+class Known(Ran):
+    """A sweep over the rates of the heat equation, of which two are trained."""
+
+    def _regime_at(self, axis: str, value: float) -> str:
+        return "stable" if value < 0.501373288 else "divergent"
+
+    def brackets(self, axis: str, regime: str) -> list[Bracket]:
+        """Those about the limit."""
+        return [Bracket(0.4, 0.8)]
+
+
+@pytest.mark.parametrize("halvings", [1, 3, 5])
+def test_halvings_that_are_trained_ahead_change_no_bracket(
+    halvings: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One training at a time, or those of three halvings: the same places, and around the limit."""
+    found, trained = [], []
+    for chunk in (1, 16):
+        monkeypatch.setattr(runs_under_test, "CHUNK", chunk)
+        spec = load_spec(ROOT / "sweeps/presets/studies/heat.yaml", {"steps": 200})
+        ran = Known("heat", {}, spec, "no run")
+        ran.__dict__["results"] = tuple(ran.train(lr=lr) for lr in (0.4, 0.8))
+        ran.single.clear()
+        found += ran.edges("lr", "divergent", halvings)
+        trained.append(len(ran.single))
+    assert found[0] == found[1]
+    assert found[0].holds(0.501373288)
+    assert found[0].above / found[0].below == pytest.approx(2**0.5**halvings)
+    assert trained == [halvings, {1: 1, 3: 7, 5: 10}[halvings]]
+
+
+def test_gradients_of_bases_that_went_on_alone() -> None:
+    """Two k up to the verdict, one from there on."""
+    spec = load_spec(ROOT / "sweeps/presets/studies/regulariser-point.yaml")
+    verdict = Verdict(Margins(-1.0, 1.0), Reason.AMPLIFIED, 300)
+    alone, whole = Replicate(0, verdict, 1000), Replicate(1, verdict, 300)
+    ran = Ran("regulariser-point", {}, spec, "no run")
+    ran.__dict__["results"] = (PointResult(Point(0.1), (alone, whole)),)
+    assert ran.gradients == 2 * 300 + 700 + 2 * 300
+
+
+@pytest.mark.parametrize(("cores", "studies", "workers"), [(2, 9, 1), (8, 2, 4), (16, 9, 2)])
+def test_workers_of_studies_beside_each_other(
+    cores: int, studies: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("studies.__main__.os.sched_getaffinity", lambda _: range(cores))
+    assert share(studies, "local") == workers
+    assert share(studies, "host:6379") is None
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_study_from_nothing_gives_the_same_bytes(
@@ -108,10 +159,10 @@ def test_a_study_from_nothing_gives_the_same_bytes(
     written: list[tuple[str, bytes]] = []
     # Tests that ran before may have started a Ray for the session.
     with nullcontext() if ray.is_initialized() else one_ray():
-        for name in ("first", "second", "second"):
+        for name, workers in (("first", None), ("second", 1), ("second", None)):
             monkeypatch.setenv("STABMAP_HOME", str(tmp_path / name))
             changes = {"budget.points": 8, "search.audit": 0, "steps": 200}
-            runs, folder = Runs(changes), tmp_path / f"pages-{len(written)}"
+            runs, folder = Runs(changes, workers), tmp_path / f"pages-{len(written)}"
             page = write(SMALL, runs, folder)
             picture = (folder / "images" / "small-map.png").read_bytes()
             assert (folder / "small.md").read_text("utf-8") == page
