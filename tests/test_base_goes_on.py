@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from stabmap import example_map
 from trainables import record as record_under_test
@@ -87,6 +88,13 @@ def interrupted(points: list[Point], task: Task, training: Training, every: int)
     return pack.results
 
 
+def fingerprint(_: object, parameters: Iterable[Tensor], buffers: Iterable[Tensor] = ()) -> float:
+    """In place of an accuracy: a number that another last bit of any parameter would change."""
+    del buffers
+    values = torch.cat([p.detach().double().reshape(-1) for p in parameters])
+    return float(values @ torch.arange(1, len(values) + 1, dtype=torch.float64).sqrt())
+
+
 def base_of(replicate: Replicate) -> tuple[Any, ...]:
     """What is known of the base trajectory's metric, and how long it was trained."""
     return replicate.evidence["metric"], replicate.curves["metric"], replicate.steps_run
@@ -104,12 +112,13 @@ def test_the_base_goes_on_as_it_would_with_the_others(
     # Each replicate at another check: bases join a stack that others are in already.
     rule = settle(lambda seen: 33 + int(1e6 * seen.loss[0]) % 9)
     monkeypatch.setattr(record_under_test, "settled", rule)
+    monkeypatch.setattr(record_under_test.Record, "_metric", fingerprint)
     task, points = get_task(name, **options), points_of(name, changes)
     given = {"steps": STEPS, "seeds": 2, "evaluate_every": 4, "backend": backend, **changes}
     full = evaluate(points, task, early=False, **given)
     short = evaluate(points, task, early=True, **given)
     alone = evaluate(points, task, early="base", **given)
-    ends = set()
+    ends, apart = set(), 0
     for one, two, three in zip(full, short, alone, strict=True):
         for a, b, c in zip(one.replicates, two.replicates, three.replicates, strict=True):
             assert (a.backend, b.backend, c.backend) == (backend, backend, backend)
@@ -118,9 +127,11 @@ def test_the_base_goes_on_as_it_would_with_the_others(
                 ends.add(c.verdict.step)
                 assert base_of(c) == base_of(a)
                 assert base_of(a)[2] == STEPS and c.evidence["metric_k3"] is None
+                apart += a.evidence["metric"] != a.evidence["metric_k3"]
                 assert c.curves["loss"] == b.curves["loss"]
                 assert c.evidence.get("lyapunov_exponent") == b.evidence.get("lyapunov_exponent")
     assert len(ends) > 1 and max(ends) < STEPS
+    assert apart  # it would be seen if another k had gone on
     training = checked_training({"early": "base", **given})
     assert evaluate(points[::-1], task, early="base", **given) == alone[::-1]
     assert interrupted(points, task, training, 5) == alone

@@ -198,7 +198,7 @@ def test_a_wrong_call_of_studies_is_one_line(names: list[str], tmp_path: Path) -
     assert "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
     if names == ["heat-exchange"]:
-        assert "error: no study heat-exchange; known: one-layer-cnn, " in last
+        assert "error: no study heat-exchange; known: trace-criterion, " in last
     else:
         assert last == "error: these studies failed: depth, equations; the others are written"
         assert all(f"{name}: error: stepps = 9: " in done.stderr for name in names)
