@@ -41,7 +41,12 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("mnist-mlp", BATCHES, {"optimiser": "nesterov", "dtype": "float64"}, "vmap"),
     ("mnist-mlp", BATCHES, {"stabiliser": {"name": "stability", "anchor": 5}}, "batched"),
     ("mnist-mlp", BATCHES, {"stabiliser": "spectra", "momentum": 0.9}, "batched"),
-    ("mnist-mlp", MLP, {"stabiliser": {"name": "stable-spam", "reset_every": 7}}, "batched"),
+    (
+        "mnist-mlp",
+        MLP,
+        {"stabiliser": {"name": "stable-spam", "reset_every": 7}, "optimiser": "adam"},
+        "batched",
+    ),
     ("mnist-mlp", BATCHES, {"stabiliser": "clip-norm"}, "loop"),
     (
         "mnist-regression",
