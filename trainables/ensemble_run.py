@@ -88,14 +88,8 @@ class EnsembleRun:
         starts = zip(*([p.detach() for p in n.parameters()] for n in networks), strict=True)
         fresh = [torch.stack(s).repeat_interleave(self._rows, 0) for s in starts]
         slots = [records[0].rule(0).init(p) for p in fresh]
-        if self.records:
-            fresh = [torch.cat(pair) for pair in zip(self._parameters, fresh, strict=True)]
-            slots = [
-                tuple(torch.cat(pair) for pair in zip(*both, strict=True))
-                for both in zip(self._slots, slots, strict=True)
-            ]
         first = len(self.records)
-        self._parameters, self._slots = fresh, slots
+        self._append(fresh, slots)
         self._records = [*self._records, *records]
         self._gaps += [_Gap() for _ in records]
         self._forgotten += [0] * len(records)
@@ -103,6 +97,18 @@ class EnsembleRun:
         self._rules = {}
         if self.bench.training.lyapunov:
             self._restart(range(first, len(self.records)))
+
+    def _append(self, parameters: list[Tensor], slots: list[Slots]) -> None:
+        """Put rows below those that there are; before their records are known."""
+        if self.records:
+            parameters = [
+                torch.cat(pair) for pair in zip(self._parameters, parameters, strict=True)
+            ]
+            slots = [
+                tuple(torch.cat(pair) for pair in zip(*both, strict=True))
+                for both in zip(self._slots, slots, strict=True)
+            ]
+        self._parameters, self._slots = parameters, slots
 
     def _start_actions(self, records: Sequence[Record]) -> None:
         for record in records:
@@ -159,15 +165,7 @@ class EnsembleRun:
     def adopt(self, bases: Sequence[_Base]) -> None:
         """Go on with what another run has released."""
         for base in bases:
-            if self.records:
-                pairs = zip(self._parameters, base.parameters, strict=True)
-                self._parameters = [torch.cat(pair) for pair in pairs]
-                self._slots = [
-                    tuple(torch.cat(pair) for pair in zip(*both, strict=True))
-                    for both in zip(self._slots, base.slots, strict=True)
-                ]
-            else:
-                self._parameters, self._slots = base.parameters, base.slots
+            self._append(base.parameters, base.slots)
             self._records = [*self._records, base.record]
             self._gaps.append(base.gap)
             self._forgotten.append(base.forgotten)
