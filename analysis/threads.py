@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 from typing import Any
 
 import scipy.linalg  # noqa: F401  its library is to be found below
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import OpenBLASController, ThreadpoolController
 
 
 @lru_cache(maxsize=1)
@@ -16,7 +19,45 @@ def _libraries() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def one_thread() -> AbstractContextManager[Any]:
-    """Limit numpy and scipy to one thread; the former numbers come back afterwards."""
-    limits: AbstractContextManager[Any] = _libraries().limit(limits=1)
-    return limits
+_LOCK = Lock()
+
+
+@dataclass
+class _Limit:
+    """How many are inside `one_thread`, and what the first of them found."""
+
+    inside: int = 0
+    found: Any = None
+
+
+_LIMIT = _Limit()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Limit numpy and scipy to one thread; once nobody is inside, the former numbers come back."""
+    # The numbers are the process's: the first to leave must not lift them for who still computes.
+    # Builds with OpenMP have them for each thread, so all that come set their own too.
+    with _LOCK:
+        if _LIMIT.inside == 0:
+            _let_anyone_set()
+        mine = _libraries().limit(limits=1)
+        if _LIMIT.inside == 0:
+            _LIMIT.found = mine
+        _LIMIT.inside += 1
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _LIMIT.inside -= 1
+            if mine is not _LIMIT.found:
+                mine.restore_original_limits()
+            if _LIMIT.inside == 0:
+                _let_anyone_set()
+                _LIMIT.found.restore_original_limits()
+                _let_anyone_set()
+
+
+def _let_anyone_set() -> None:
+    """Of all threads threadpoolctl heeds the first that set a number, until this is called."""
+    OpenBLASController.clear_controlling_thread(force=True)
