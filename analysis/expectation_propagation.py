@@ -24,6 +24,7 @@ Array = NDArray[np.float64]
 #: Probability that a label is wrong however far its point lies from the boundary.
 LAPSE = 1e-3
 LOG_LAPSE = float(np.log(LAPSE))
+LOG_ROOT = 0.5 * float(np.log(2 * np.pi))
 #: How much sites may still change when they count as settled: their precisions in units of those of
 #: f at their points, their shifts in units of the square roots. The first is that without lapses.
 ROUGHLY = 0.1
@@ -74,8 +75,10 @@ def label_moments(
     width = np.sqrt(1 + variance)
     z = label * mean / width
     log_valid = np.log1p(-2 * np.exp(log_lapse))
-    log_probability = np.logaddexp(log_lapse, log_valid + log_ndtr(z))
-    density = log_valid - 0.5 * z * z - 0.5 * np.log(2 * np.pi)
+    log_probability = log_valid + log_ndtr(z)
+    if log_lapse > -np.inf:
+        log_probability = np.logaddexp(log_lapse, log_probability)
+    density = log_valid - 0.5 * z * z - LOG_ROOT
     ratio = np.exp(density - log_probability)
     return (
         log_probability,
@@ -129,7 +132,8 @@ class _State:
     @classmethod
     def of(cls, covariance: Array, precision: Array, shift: Array) -> _State:
         root = np.sqrt(precision)
-        scaled = root[:, None] * covariance
+        # By columns, as LAPACK has them: a covariance is symmetric, so this is S K, and no copy.
+        scaled = (covariance * root).T
         inner = scaled * root
         inner.flat[:: len(inner) + 1] += 1
         factor = _cholesky(inner)
@@ -154,7 +158,7 @@ def _sweep(
         # A lapse can bend the wrong way; a site of next to no precision then leaves it out.
         bend = np.minimum(bend, -SMALLEST)
         left = np.maximum(1 + bend / others, SMALLEST)
-        better = np.clip(-bend / left, SMALLEST, 1 / SMALLEST)
+        better = np.minimum(np.maximum(-bend / left, SMALLEST), 1 / SMALLEST)
         better_shift = (slope - state.other_mean * bend) / left
         change = np.maximum(
             np.abs(better - precision) / (others + better),
@@ -199,8 +203,8 @@ def _cholesky(matrix: Array) -> Array:
 
 
 def _solve_lower(factor: Array, right: Array) -> Array:
-    """Solve with a lower factor."""
-    solution, _ = dtrtrs(factor, right, lower=True)
+    """Solve with a lower factor; the right side is overwritten."""
+    solution, _ = dtrtrs(factor, right, lower=True, overwrite_b=True)
     return solution  # type: ignore[no-any-return]
 
 
