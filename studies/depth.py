@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from matplotlib.lines import Line2D
+from scipy.stats import entropy, hypergeom
 
 from analysis.colours import COLOURS
 from studies.page import LAW, Claim, Findings, Picture, Study, Table, decided, figure, judge, save
 from studies.runs import Bracket, Ran, Runs, first_edge, seeds_by_label
 from trainables.domain import PointResult, Regime
+from trainables.tasks import get_task
 
 #: Of the paper's Fig. 9; its Figs. 7 and 8 have none.
 DECAYS = (0.0, 5e-4)
@@ -24,6 +28,10 @@ SHOWN, EDGE_RATE = 5.0, 0.013333333333333334
 FIG_9 = {1: Bracket(90.0, 100.0), 2: Bracket(10.0, 20.0)}
 #: Steps of the trainings that show what comes after the sweep's.
 LONGER = 600
+#: Level of the tests.
+LEVEL = 0.05
+#: A training whose loss is this near to that of a constant answer, or above it, has learnt little.
+LITTLE = 0.02
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class Net:
         return [r for r in self.ran.results if r.point.weight_decay == self.decay]
 
     def at(self, lr: float) -> PointResult:
-        """The training at one of the paper's rates."""
+        """The training at a rate."""
         return self.ran.at(lr=lr, weight_decay=self.decay)
 
     def longer(self, lr: float) -> PointResult:
@@ -55,37 +63,41 @@ class Net:
 
     @property
     def edge(self) -> Bracket:
-        """Where the label, the median over seeds, ceases to be stable."""
+        """Where the label, the median over draws, ceases to be stable."""
         return first_edge((r.point.lr, r.verdict.regime is Regime.STABLE) for r in self.results)
 
     @property
-    def edges(self) -> list[Bracket]:
-        """The same of each seed."""
-        seeds = range(len(self.results[0].replicates))
-        return [
-            first_edge((r.point.lr, _label(r, seed) is Regime.STABLE) for r in self.results)
-            for seed in seeds
-        ]
+    def above(self) -> list[PointResult]:
+        """The trainings above the edge, in the order of their rates."""
+        return [r for r in self.results if r.point.lr > self.edge.above]
 
-    @property
-    def islands(self) -> list[bool]:
-        """Whether the sharpness is less than below the edge, of each stable training above it."""
-        found = []
-        for seed, edge in enumerate(self.edges):
-            last = [r for r in self.results if r.point.lr == edge.below]
-            for r in self.results:
-                if r.point.lr > edge.above and _label(r, seed) is Regime.STABLE and last:
-                    found.append(_sharpness(r, seed) < _sharpness(last[0], seed))
-        return found
+    @cached_property
+    def constant_loss(self) -> float:
+        """The least cross entropy of an answer that is the same for all images."""
+        spec = self.ran.spec
+        targets = get_task(spec.task_name, **spec.task_options).train_data()[1]
+        return float(entropy(np.unique(targets.numpy(), return_counts=True)[1]))
+
+    def little(self, result: PointResult) -> bool:
+        """Whether the median training is little better than a constant answer."""
+        return _median(result, "final_loss") > self.constant_loss - LITTLE
 
 
-def _label(result: PointResult, seed: int) -> Regime:
-    return result.replicates[seed].verdict.regime
+def _stable(result: PointResult) -> int:
+    """How many draws are stable."""
+    return sum(one.verdict.regime is Regime.STABLE for one in result.replicates)
 
 
-def _sharpness(result: PointResult, seed: int) -> float:
-    """The largest sharpness in the second half of the training, in units of 2."""
-    return float(result.replicates[seed].evidence["sharpness_ratio"] or 0) / result.point.lr
+def _sharpness(result: PointResult) -> float:
+    """The largest sharpness in the second half of a training, median over draws."""
+    ratios = [float(one.evidence["sharpness_ratio"] or 0) for one in result.replicates]
+    return 2 * float(np.median(ratios)) / result.point.lr
+
+
+def _median(result: PointResult, name: str) -> float:
+    """The median over draws of what the trainings ended with."""
+    found = [one.evidence.get(name) for one in result.replicates]
+    return float(np.median([np.nan if value is None else value for value in found]))
 
 
 Nets = dict[tuple[int, float], Net]
@@ -100,11 +112,15 @@ def find(runs: Runs) -> Findings:
         claims=[
             *_cnn_claims(cnn),
             *_tanh_claims(tanh),
-            *_decay_claims(families),
-            *_islands(families),
+            *(_decay_claim(name, nets) for name, nets in families.items()),
+            *(_islands(name, nets) for name, nets in families.items()),
+            *(_learnt(name, nets) for name, nets in families.items()),
         ],
         pictures=[Picture("labels", LABELS, partial(_draw, cnn, tanh))],
-        tables=[_table("Convolutions on zeros and ones", cnn), _table("Tanh networks", tanh)],
+        tables=[
+            _edge_table(families),
+            *(_table(name, nets, decay) for name, nets in families.items() for decay in DECAYS),
+        ],
         remarks=REMARKS,
     )
 
@@ -119,15 +135,19 @@ def _nets(runs: Runs, preset: str, depths: tuple[int, ...]) -> Nets:
 
 
 LABELS = (
-    "Every training by lr and depth, five seeds above each other: stable (blue), restrained "
-    "(orange), divergent (red); left convolutions, right tanh networks; above without weight "
-    "decay, below with 5e-4. Grey: the range of the paper's Fig. 9, or the rate of Figs. 7 and 8."
+    "Every training by lr and depth, five draws of the weights above each other; left convolutions,"
+    " right tanh networks; above without weight decay, below with 5e-4. Grey: the range of the "
+    "paper's Fig. 9, or the rate of Figs. 7 and 8."
 )
 REMARKS = [
     LAW,
-    "An edge is the largest rate up to which every trained one is stable, and the next. An order "
-    "agrees where it holds for all five seeds, the two ranges of each apart (by chance alone once "
-    "in 32), and differs where it is reversed for any. Where ranges overlap neither can be said.",
+    "Every training has initial weights of its own: a draw at one rate has nothing to do with one "
+    "at another rate or decay, and a deeper network is another one. So an edge is that of the "
+    "label, the median over the draws: the largest rate up to which it is stable at every trained "
+    "one, and the next. Two networks are compared by how many draws are stable at all the rates, "
+    "below and above the edges, that both were trained at, with an exact test that permutes draws "
+    f"within each rate. An order agrees or differs where p < {LEVEL:g}; otherwise nothing can be "
+    "said.",
     "Images, steps and width are fewer than the paper's, to fit two cores: 32 zeros and ones, or "
     "32 patches of photographs instead of CIFAR-10, and tanh layers of 24 units. The paper gives "
     "neither the start of its kernels, nor the pooling, nor the scale of its images, on which "
@@ -142,16 +162,16 @@ def _cnn_claims(nets: Nets) -> list[Claim]:
         Claim(
             f"one convolution is stable at lr {SHOWN:g}, without decay (Fig. 7, left)",
             "stable",
-            f"{calm.at(SHOWN).verdict.regime.value}; seeds stable / restrained / divergent "
+            f"{calm.at(SHOWN).verdict.regime.value}; draws stable / restrained / divergent "
             f"{seeds_by_label(calm.at(SHOWN))}",
             judge(calm.at(SHOWN).verdict.regime is Regime.STABLE),
         ),
         Claim(
             "three are restrained there (Fig. 7, right)",
             "restrained",
-            f"{deep.at(SHOWN).verdict.regime.value}; seeds {seeds_by_label(deep.at(SHOWN))}",
+            f"{deep.at(SHOWN).verdict.regime.value}; draws {seeds_by_label(deep.at(SHOWN))}",
             judge(deep.at(SHOWN).verdict.regime is Regime.RESTRAINED),
-            f"in {LONGER} steps {longer.verdict.regime.value}, seeds {seeds_by_label(longer)}: "
+            f"in {LONGER} steps {longer.verdict.regime.value}, draws {seeds_by_label(longer)}: "
             "deep nets first rest on a plateau, where every rate is calm",
         ),
     ]
@@ -160,7 +180,7 @@ def _cnn_claims(nets: Nets) -> list[Claim]:
             f"stable rate with {layers} convolution{'s' if layers > 1 else ''} and weight decay "
             f"{DECAYS[1]:g} (Fig. 9)",
             f"{expected.below:g} to {expected.above:g}",
-            f"{nets[layers, DECAYS[1]].edge}; by seed {_spread(nets[layers, DECAYS[1]])}",
+            str(nets[layers, DECAYS[1]].edge),
             judge(nets[layers, DECAYS[1]].edge.overlaps(expected)),
             "the scale of images and pooling is not known: see the remarks",
         )
@@ -174,36 +194,58 @@ def _cnn_claims(nets: Nets) -> list[Claim]:
     return [*shown, *ranges, *orders]
 
 
-def _spread(net: Net) -> str:
-    edges = net.edges
-    return f"{min(e.below for e in edges):.4g} to {max(e.above for e in edges):.4g}"
+def fewer(first: Sequence[int], second: Sequence[int], draws: int) -> float:
+    """P that two groups with so many successes differ by chance, two-sided and exact.
+
+    Args:
+        first: successes of the first group at each rate, of `draws` trials.
+        second: of the second.
+        draws: trials of each group at each rate.
+
+    Returns:
+        p, where trials are exchangeable between the groups within each rate.
+    """
+    chances = np.ones(1)
+    for one, other in zip(first, second, strict=True):
+        at_rate = hypergeom(2 * draws, one + other, draws).pmf(np.arange(draws + 1))
+        chances = np.convolve(chances, at_rate)
+    found = sum(second)
+    return float(min(1.0, 2 * min(chances[: found + 1].sum(), chances[found:].sum())))
+
+
+def _pairs(one: Net, other: Net) -> list[tuple[PointResult, PointResult]]:
+    """The trainings of two networks at the rates that both were trained at."""
+    rates = {r.point.lr: r for r in other.results}
+    return [(r, rates[r.point.lr]) for r in one.results if r.point.lr in rates]
+
+
+def _counted(pairs: Sequence[tuple[PointResult, PointResult]]) -> tuple[str, int, float]:
+    """Stable draws of both sides in words, by how many the second has more, and p."""
+    first, second = ([_stable(pair[i]) for pair in pairs] for i in (0, 1))
+    draws = len(pairs[0][0].replicates)
+    p = fewer(first, second, draws)
+    words = f"{sum(second)} against {sum(first)} of {draws * len(pairs)} stable (p = {p:.2g})"
+    return words, sum(second) - sum(first), p
 
 
 def _order(nets: Nets, shallow: int, deep: int, decay: float, what: str) -> Claim:
-    pairs = list(zip(nets[shallow, decay].edges, nets[deep, decay].edges, strict=True))
-    lower = sum(other.above <= one.below for one, other in pairs)
-    higher = sum(one.above <= other.below for one, other in pairs)
+    one, other = nets[shallow, decay], nets[deep, decay]
+    words, more, p = _counted(_pairs(one, other))
+    higher = more > 0 and p < LEVEL
+    why = ""
+    if higher:
+        low = one.results[0].point.lr
+        sharp = [_sharpness(net.results[0]) for net in (one, other)]
+        why = (
+            f"in so few steps at lr {low:g} the median sharpness comes to "
+            f"{sharp[0]:.3g} with {shallow} and {sharp[1]:.3g} with {deep}"
+        )
     return Claim(
         f"{deep} {what} are stable up to a smaller rate than {shallow}, weight decay {decay:g}",
         "so in Figs. 7 to 9",
-        f"{nets[deep, decay].edge} against {nets[shallow, decay].edge}; smaller in {lower}, larger "
-        f"in {higher} of {len(pairs)} seeds",
-        decided(lower == len(pairs), higher > 0),
-        _why(nets, shallow, deep, decay, higher, overlap=lower < len(pairs) and not higher),
-    )
-
-
-def _why(nets: Nets, shallow: int, deep: int, decay: float, higher: int, overlap: bool) -> str:
-    """What speaks for the reason: how far both came at the smallest rate."""
-    if overlap:
-        return "the ranges of some starts overlap"
-    if not higher:
-        return ""
-    first = [min(nets[n, decay].results, key=lambda r: r.point.lr) for n in (shallow, deep)]
-    sharp = [np.median([_sharpness(r, i) for i in range(len(r.replicates))]) for r in first]
-    return (
-        f"in so few steps at lr {first[0].point.lr:g} the median sharpness comes to "
-        f"{2 * sharp[0]:.3g} with {shallow} and {2 * sharp[1]:.3g} with {deep}"
+        f"edges {other.edge} against {one.edge}; {words}",
+        decided(more < 0 and p < LEVEL, higher),
+        why,
     )
 
 
@@ -216,8 +258,8 @@ def _tanh_claims(nets: Nets) -> list[Claim]:
             Claim(
                 f"{layers} tanh layers at lr 2 / 150 (Fig. 8)",
                 paper.value,
-                f"{shown.verdict.regime.value}; seeds {seeds_by_label(shown)}; "
-                f"in {LONGER} steps {longer.verdict.regime.value}, seeds {seeds_by_label(longer)}",
+                f"{shown.verdict.regime.value}; draws {seeds_by_label(shown)}; "
+                f"in {LONGER} steps {longer.verdict.regime.value}, draws {seeds_by_label(longer)}",
                 "not testable here",
                 "a stand-in for CIFAR-10, 32 images, 24 units and fewer steps",
             )
@@ -225,57 +267,92 @@ def _tanh_claims(nets: Nets) -> list[Claim]:
     return [*claims, *(_order(nets, *TANH, decay, "tanh layers") for decay in DECAYS)]
 
 
-def _decay_claims(families: dict[str, Nets]) -> list[Claim]:
-    claims = []
-    for name, nets in families.items():
-        depths = sorted({layers for layers, _ in nets})
-        pairs = [
-            pair
-            for layers in depths
-            for pair in zip(*(nets[layers, decay].edges for decay in DECAYS), strict=True)
-        ]
-        smaller = sum(with_decay.above <= without.below for without, with_decay in pairs)
-        larger = sum(without.above <= with_decay.below for without, with_decay in pairs)
-        claims.append(
-            Claim(
-                f"weight decay {DECAYS[1]:g} moves the stable rate of the {name}",
-                "none: the paper calls decay necessary for stability",
-                f"smaller in {smaller}, larger in {larger} of {len(pairs)} pairs of a seed and a "
-                f"depth; {sum(e.below > 0 for e, _ in pairs)} have a stable rate without it",
-                "new",
-                "each rate was trained from the same weights with and without it",
-            )
-        )
-    return claims
+def _decay_claim(name: str, nets: Nets) -> Claim:
+    depths = sorted({layers for layers, _ in nets})
+    without, with_decay = ([nets[layers, decay] for layers in depths] for decay in DECAYS)
+    pairs = [p for one, other in zip(without, with_decay, strict=True) for p in _pairs(one, other)]
+    calm = sum(net.edge.below > 0 for net in without)
+    words, more, p = _counted(pairs)
+    effect = "fewer" if more < 0 else "more"
+    return Claim(
+        f"weight decay {DECAYS[1]:g} changes how many trainings of {name} are stable",
+        "none: the paper calls decay necessary for stability",
+        f"{words}; without it {calm} of {len(without)} depths have a stable rate",
+        "new",
+        f"{effect} with it" if p < LEVEL else "no effect shown",
+    )
 
 
-def _table(title: str, nets: Nets) -> Table:
+def _islands(name: str, nets: Nets) -> Claim:
+    """Whether the label is stable again above the edge."""
+    above = [(net, result) for net in nets.values() for result in net.above]
+    again = [(net, r) for net, r in above if r.verdict.regime is Regime.STABLE]
+    below = [
+        _sharpness(net.ran.at(lr=net.edge.below, weight_decay=net.decay)) if net.edge.below else 0.0
+        for net, _ in again
+    ]
+    flatter = sum(_sharpness(r) < last for (_, r), last in zip(again, below, strict=True))
+    idle = sum(net.little(r) for net, r in again)
+    listed = ", ".join(f"{r.point.lr:.3g} ({_layers(n.layers)}, {n.decay:g})" for n, r in again)
+    return Claim(
+        f"above its edge a network stays unstable ({name})",
+        "one boundary a network in Fig. 9",
+        f"stable again at {len(again)} of {len(above)} rates above the edges"
+        + (f": lr {listed}" if again else ""),
+        judge(not again),
+        "to be stable at a larger rate takes a flatter point, and a large step can leave a sharp "
+        f"minimum: the median training is flatter than at the last stable rate in {flatter} of "
+        f"them; in {idle} it has learnt little"
+        if again
+        else "",
+    )
+
+
+def _learnt(name: str, nets: Nets) -> Claim:
+    found = [(net, result) for net in nets.values() for result in net.results]
+    little = sum(net.little(result) for net, result in found)
+    bar = found[0][0].constant_loss
+    return Claim(
+        f"what the {name} have learnt",
+        "not said",
+        f"at {little} of {len(found)} points the median loss is above {bar - LITTLE:.3f}; that of "
+        f"the best constant answer is {bar:.3f}",
+        "new",
+        "so their edges are those of a network near its plateau, not of one that has learnt"
+        if 2 * little > len(found)
+        else "",
+    )
+
+
+def _edge_table(families: dict[str, Nets]) -> Table:
     rows = [
-        (str(net.layers), f"{net.decay:g}", str(net.edge), ", ".join(str(e) for e in net.edges))
+        (name, str(net.layers), f"{net.decay:g}", str(net.edge))
+        for name, nets in families.items()
         for net in nets.values()
     ]
-    headings = ("layers", "weight decay", "edge of stable", "edge of each seed")
-    return Table(title, headings, rows)
+    return Table("Edges of stable", ("", "layers", "weight decay", "edge of stable"), rows)
 
 
-def _islands(families: dict[str, Nets]) -> list[Claim]:
-    claims = []
-    for name, nets in families.items():
-        found = [flatter for net in nets.values() for flatter in net.islands]
-        claims.append(
-            Claim(
-                f"above its edge a start stays unstable ({name})",
-                "one boundary a network in Fig. 9",
-                f"{len(found)} trainings above the edge of their start are stable again",
-                judge(not found),
-                "to be stable at a larger rate takes a flatter point, and a large step can leave a "
-                f"sharp minimum: {sum(found)} of them are flatter even than the same start at its "
-                "last stable rate"
-                if found
-                else "",
-            )
-        )
-    return claims
+def _table(name: str, nets: Nets, decay: float) -> Table:
+    depths = [layers for layers, at in nets if at == decay]
+    rates = [r.point.lr for r in nets[depths[0], decay].results]
+    rows = [
+        (f"{lr:.6g}", *(_cell(nets[layers, decay].at(lr)) for layers in depths)) for lr in rates
+    ]
+    title = (
+        f"{name.capitalize()}, weight decay {decay:g}: draws stable / restrained / divergent, "
+        "median loss and accuracy at the end"
+    )
+    return Table(title, ("lr", *map(_layers, depths)), rows)
+
+
+def _layers(count: int) -> str:
+    return f"{count} layer{'s' if count > 1 else ''}"
+
+
+def _cell(result: PointResult) -> str:
+    loss, accuracy = (_median(result, key) for key in ("final_loss", "metric"))
+    return f"{seeds_by_label(result)}; {loss:.3f}; {accuracy:.0%}"
 
 
 def _draw(cnn: Nets, tanh: Nets, path: Path) -> None:
@@ -291,6 +368,8 @@ def _draw(cnn: Nets, tanh: Nets, path: Path) -> None:
                         panel.plot(result.point.lr, height, "o", color=colour, markersize=3)
             panel.set(xscale="log", ylabel="layers", title=f"weight decay {decay:g}")
             panel.set_yticks(range(len(depths)), [str(layers) for layers in depths])
+    dots = [Line2D([], [], marker="o", linestyle="", color=c, label=n) for n, c in COLOURS.items()]
+    drawn.legend(handles=dots, loc="outside upper center", ncols=len(dots), fontsize=8)
     for layers, expected in FIG_9.items():
         height = CNN.index(layers)
         panels[1, 0].fill_between(

@@ -91,6 +91,9 @@ REMARKS = [
     LAW,
     "A walk converges if its spread is below a tenth of plain SGD's; noise is small below that of "
     "the signal.",
+    "The lines and flows of the figures beside Figs. 1 and 2 of Sun et al. are iterated by "
+    "`analysis.theory`, which knows no training: they are not in the cost below. Maps and edges "
+    "are the service's.",
     "Neither paper names the settings of its figure, but for the heat equation: signal, delta and "
     "fidelity of the flow, places and noise of the attractors are stabmap's own.",
 ]

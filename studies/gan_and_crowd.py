@@ -38,6 +38,11 @@ class Trained:
     metric: float
     worthless: float
 
+    @property
+    def share(self) -> float:
+        """What it ended with, in units of what is worth nothing."""
+        return self.metric / self.worthless
+
     def within(self, part: str) -> bool:
         """Whether it is stable, bounded, or workable: bounded and better than worthless."""
         if part == "stable":
@@ -71,9 +76,10 @@ def find(runs: Runs) -> Findings:
 
 
 RATES = (
-    "What each training ends with, by rate, beside a useless answer (dotted): for crowds the mean "
-    "count of the training pictures, for the GAN the generator before its first update (the least "
-    "of them). A point that diverged stands at the top. The papers have no such figure."
+    "What each training ends with, by rate, in units of a useless answer (dotted): for crowds the "
+    "mean count of the training pictures, for the GAN its own generator before its first update. "
+    "Below the line it is workable, unless it diverged. A training without a metric stands at the "
+    "top. The papers have no such figure."
 )
 GPU = "a GPU for days; "
 PAPERS = (
@@ -110,7 +116,8 @@ REMARKS = [
     "below, where a training is not stable (or bounded) any more.",
     "**What it cannot say.** These are stand-ins (made-up crowds, patches of photographs) of the "
     "smallest sizes, trained for 60 updates. The distance is that of the features of a small "
-    "network, no FID. Nothing here supports or contradicts the papers' numbers.",
+    "network, no FID. The papers' numbers are neither met nor contradicted: what can agree is the "
+    "direction of the effect, on these stand-ins.",
     'More seeds and updates: `make study NAME=gan-and-crowd SET="seeds=10 steps=400"`.',
 ]
 
@@ -239,18 +246,18 @@ def _draw(found: Mapping[str, Trainings], path: Path) -> None:
     drawn = figure(11, 5.5)
     panels: Any = drawn.subplots(len(found), len(ALPHAS), sharex="row", sharey="row")
     for row, (name, trained) in zip(panels, found.items(), strict=True):
-        finite = [t.metric for some in trained.values() for t in some if np.isfinite(t.metric)]
+        finite = [t.share for some in trained.values() for t in some if np.isfinite(t.share)]
         top = 2 * max(finite)
         for panel, (alpha, some) in zip(row, trained.items(), strict=True):
             for regime, colour in COLOURS.items():
                 chosen = [t for t in some if t.regime == regime]
-                heights = [min(t.metric, top) for t in chosen]
+                heights = [min(t.share, top) for t in chosen]
                 panel.plot([t.lr for t in chosen], heights, "o", color=colour, label=regime)
-            panel.axhline(min(t.worthless for t in some), color="black", linestyle=":")
+            panel.axhline(1, color="black", linestyle=":")
             panel.set(xscale="log", yscale="log")
             panel.set_title(f"{NAMES[name]}, alpha {alpha:g}", fontsize=9)
             panel.set_xlabel("lr", fontsize=8)
-        row[0].set_ylabel(METRICS[name], fontsize=8)
+        row[0].set_ylabel(f"{METRICS[name]},\nshare of a useless answer's", fontsize=8)
     panels[0][-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     save(drawn, path)
 

@@ -105,6 +105,12 @@ def _by_k(found: Variance) -> Array:
     return numbers
 
 
+def still(found: Variance) -> bool:
+    """Whether no accuracy depends on k."""
+    table = _by_k(found)
+    return bool((table == table[0]).all())
+
+
 def averages(found: Variance) -> tuple[float, float]:
     """The paper's two figures, in percent points: over k, and over data orders."""
     table = _by_k(found)
@@ -133,6 +139,8 @@ def _over_k(found: Variance) -> Component:
 
 def _ends(found: Variance) -> str:
     """Deviation over k in percent points, with its interval."""
+    if still(found):
+        return "0, no accuracy depends on k"
     part = _over_k(found)
     low, high = (100 * float(np.sqrt(v)) for v in (part.low, part.high))
     return f"{100 * part.sd:.2f} ({low:.2f} to {high:.2f})"
@@ -166,7 +174,8 @@ def _precision_claim(ran: Mapping[str, Ran], found: Spreads) -> Claim:
     return Claim(
         "64 bits do not mitigate it (Table 8)",
         "0.15 and 0.16 points",
-        f"{100 * double.sd:.2f} and {100 * single.sd:.2f} points (p = {p:.2g})",
+        f"{100 * double.sd:.2f} and {100 * single.sd:.2f} points "
+        + ("(in 64 bits no accuracy depends on k)" if still(found[names[1]]) else f"(p = {p:.2g})"),
         judge(p >= LEVEL or ratio > 1),
         f"lr {_rate(ran[names[0]]):g}, 64 and 32 bits; RelL1 before the rate first fell "
         + " and ".join(_grown(ran[name]) for name in reversed(names)),
@@ -186,8 +195,7 @@ def _rate_claims(rates: Ran, spreads: Mapping[float, Variance]) -> list[Claim]:
     calm = [r.point.lr for r in rates.results if _amplification(r) <= 0]
     wild = [r.point.lr for r in rates.results if _amplification(r) > 0]
     edge = max((lr for lr in calm if lr < min(wild, default=np.inf)), default=None)
-    tables = {lr: _by_k(one) for lr, one in spreads.items()}
-    still = [lr for lr, table in tables.items() if (table == table[0]).all()]
+    equal = [lr for lr, one in spreads.items() if still(one)]
     return [
         Claim(
             "below some rate rounding is not amplified (Fig. 3, right)",
@@ -205,8 +213,8 @@ def _rate_claims(rates: Ran, spreads: Mapping[float, Variance]) -> list[Claim]:
         Claim(
             "rates at which no accuracy depends on k",
             "3.125e-6 (Fig. 10: the curves overlap)",
-            ", ".join(f"{lr:g}" for lr in sorted(still)) or "none",
-            judge(edge in still if edge is not None else False),
+            ", ".join(f"{lr:g}" for lr in sorted(equal)) or "none",
+            judge(edge in equal if edge is not None else False),
         ),
     ]
 

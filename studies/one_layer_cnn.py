@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from analysis.theory import (
 )
 from studies.page import LAW, Claim, Findings, Picture, Study, Table, figure, judge, save
 from studies.runs import Bracket, Ran, Runs, printed
-from trainables.domain import Point, Regime, Replicate, Training
+from trainables.domain import Point, PointResult, Regime, Replicate, Training
 from trainables.dynamics import sharpness
 from trainables.tasks import get_task
 
@@ -59,6 +60,8 @@ UPPER = {"sgd": "2e8", "nesterov": "1.42e8"}
 ENDLESS, LIMIT = "1.07e9", "1.33e8"
 #: How often the edges of the linearised CNN are halved.
 HALVINGS = 8
+#: Side of the kernel in the paper's Fig. 4.
+SHOWN = 32
 #: Of the paper's Nesterov runs.
 MOMENTUM = 0.9
 
@@ -100,9 +103,11 @@ def find(runs: Runs) -> Findings:
             *_sharpness_claims(curves),
             *_exponent_claims(rates),
             _phase_claim(phases),
+            _figure_4_claim(sweeps["sgd", SHOWN]),
             *_linear_claims(linear),
         ],
         pictures=[
+            Picture("bounds", BOUNDS, partial(_draw_bounds, sweeps["sgd", SHOWN])),
             Picture("loss", LOSS, partial(_draw_rates, rates)),
             Picture("sharpness", SHARPNESS, partial(_draw_sharpness, curves)),
             Picture("phases", PHASES, partial(plot_map, phases.map)),
@@ -112,6 +117,10 @@ def find(runs: Runs) -> Findings:
     )
 
 
+BOUNDS = (
+    "Beside the paper's Fig. 4: loss of the linearised CNN with a kernel of 32, of every weight "
+    "decay that its sweep trained: below the exact bounds, between them, above them."
+)
 LOSS = (
     "Beside the paper's Fig. 5: loss (left) and RelL1 between k = 1 and k = 3 (right), of which "
     "each training keeps 64 steps. A RelL1 of 0 is drawn at 1e-18."
@@ -430,6 +439,54 @@ def _relabelled(phases: Ran, point: Point) -> str:
     return found.verdict.regime.value
 
 
+def _sides(ran: Ran) -> dict[str, list[PointResult]]:
+    """The trainings of a sweep over the decay by where theory has them."""
+    exact = _exact("sgd", SHOWN)
+    return {
+        "below": [r for r in ran.results if r.point.weight_decay < exact.low],
+        "between": [r for r in ran.results if exact.low <= r.point.weight_decay <= exact.high],
+        "above": [r for r in ran.results if r.point.weight_decay > exact.high],
+    }
+
+
+def _figure_4_claim(ran: Ran) -> Claim:
+    sides = _sides(ran)
+    counts = {
+        side: ", ".join(
+            f"{count} {regime.value}"
+            for regime in Regime
+            if (count := sum(r.verdict.regime is regime for r in found))
+        )
+        for side, found in sides.items()
+    }
+    inside = sides["between"]
+    outside = [*sides["below"], *sides["above"]]
+    return Claim(
+        f"the loss converges between the bounds and not outside (Fig. 4, kernel {SHOWN})",
+        "so in the figure",
+        "; ".join(f"{side}: {count or 'none'}" for side, count in counts.items()),
+        judge(
+            all(r.verdict.regime is not Regime.DIVERGENT for r in inside)
+            and all(r.verdict.regime is not Regime.STABLE for r in outside)
+        ),
+        "restrained: see the remarks" if any("restrained" in c for c in counts.values()) else "",
+    )
+
+
+def _draw_bounds(ran: Ran, path: Path) -> None:
+    drawn = figure(6.5)
+    panel = drawn.subplots()
+    styles = {"below": "--", "between": "-", "above": ":"}
+    for i, (side, found) in enumerate(_sides(ran).items()):
+        for j, result in enumerate(found):
+            curve = result.replicates[0].curves["loss"]
+            label = f"{side} ({len(found)})" if j == 0 else None
+            panel.plot(curve.steps, curve.values, styles[side], color=f"C{i}", label=label)
+    panel.set(yscale="log", xlabel="step", ylabel="loss", ylim=(1e-40, 1e25))
+    panel.legend(title="weight decay", fontsize=8)
+    save(drawn, path)
+
+
 def _exact(optimiser: str, kernel: int) -> DecayRange:
     largest = float(checkerboard_eigenvalue(256, kernel))
     if optimiser == "sgd":
@@ -447,13 +504,15 @@ def _linear_claims(linear: Bounds) -> list[Claim]:
                 f"least bounded weight decay, kernels of 16, 32, 64 ({name})",
                 [low for low, _ in ends],
                 tuple(least.values()),
-                "exact: " + ", ".join(f"{e.low:.0f}" for e in exact),
+                [e.low for e in exact],
+                math.ceil,
             ),
             _edge_claim(
                 f"largest bounded weight decay, kernels of 16, 32, 64 ({name})",
                 [high for _, high in ends],
                 (UPPER[optimiser],) * len(least),
-                f"exact: {exact[0].high:.6g}",
+                [e.high for e in exact],
+                math.floor,
             ),
         ]
     highs = [high for (optimiser, _), (_, high) in linear.items() if optimiser == "nesterov"]
@@ -481,7 +540,24 @@ def _linear_claims(linear: Bounds) -> list[Claim]:
     return claims
 
 
-def _edge_claim(what: str, edges: list[Edge], numbers: tuple[str, ...], exact: str) -> Claim:
+def inwards(value: float, number: str, to: Callable[[float], int]) -> str:
+    """A bound rounded into the range that it ends, with as many digits as a printed number.
+
+    That is the last value inside, for who tries values of so many digits.
+    """
+    mantissa, _, exponent = number.partition("e")
+    decimals = len(mantissa.partition(".")[2])
+    units = to(round(value / 10.0 ** (int(exponent) - decimals), 6))
+    return f"{units / 10**decimals:.{decimals}f}e{exponent}"
+
+
+def _edge_claim(
+    what: str,
+    edges: list[Edge],
+    numbers: tuple[str, ...],
+    exact: list[float],
+    to: Callable[[float], int],
+) -> Claim:
     """One kind of edge must agree for every kernel."""
     here = (
         f"{kind}: " + ", ".join(f"{getattr(e, kind).middle:.4g}" for e in edges) for kind in KINDS
@@ -489,7 +565,12 @@ def _edge_claim(what: str, edges: list[Edge], numbers: tuple[str, ...], exact: s
     pairs = list(zip(edges, numbers, strict=True))
     holds = any(all(getattr(e, kind).meets(n) for e, n in pairs) for kind in KINDS)
     agreement = ", ".join(e.agreement(n) for e, n in pairs)
-    reason = f"the paper's agree with the edge of: {agreement}; {exact}"
+    last = ", ".join(inwards(value, n, to) for value, n in zip(exact, numbers, strict=True))
+    reason = (
+        f"the paper's agree with the edge of: {agreement}; exact: "
+        + ", ".join(f"{value:.7g}" for value in exact)
+        + f"; rounded inwards to the paper's digits: {last}"
+    )
     return Claim(what, ", ".join(numbers), "edge of " + "; of ".join(here), judge(holds), reason)
 
 

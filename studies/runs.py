@@ -160,9 +160,10 @@ class Ran:
 
         Where many trajectories train as fast as one, what later halvings may need is trained too.
         """
-        return [self._halved(b, axis, regime, halvings) for b in self.brackets(axis, regime)]
+        return [self.halved(b, axis, regime, halvings) for b in self.brackets(axis, regime)]
 
-    def _halved(self, bracket: Bracket, axis: str, regime: str, halvings: int) -> Bracket:
+    def halved(self, bracket: Bracket, axis: str, regime: str, halvings: int = HALVINGS) -> Bracket:
+        """One of `brackets`, narrowed like those of `edges`."""
         below_inside = self._regime_at(axis, bracket.below) == regime
         for done in range(halvings):
             if done % self._ahead == 0:

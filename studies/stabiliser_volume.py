@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from analysis.quality import box_points, drawn_regimes
 from analysis.volume import DRAWS, POINTS, Volume
 from studies.page import Claim, Findings, Picture, Study, Table, figure, save
 from studies.runs import Runs
-from trainables.domain import Axis
+from trainables.domain import AXIS_NAMES, Axis
 
 Array = NDArray[np.float64]
 
@@ -71,7 +72,7 @@ def find(runs: Runs) -> Findings:
     """Run the sweeps and compare."""
     found = [_found(runs, name, alpha) for name, alpha in STABILISERS.items()]
     return Findings(
-        claims=[*(_claim(one) for one in found), _plain_claim(found)],
+        claims=[*(_claim(one) for one in found), _plain_claim(found), _twin_claim(found)],
         pictures=[
             Picture("surfaces", SURFACES, partial(_draw_surfaces, found)),
             Picture("gains", GAINS, partial(_draw_gains, found)),
@@ -106,7 +107,9 @@ REMARKS = [
     "**What the intervals know.** They are the maps' own: what the points leave open about the "
     "boundaries of one network, in 200 steps of plain descent on 200 images. Every training has "
     "initial weights of its own, and the model takes their scatter for noise. Another range of "
-    "alpha, network, optimiser or batch size may turn the order of the stabilisers.",
+    "alpha, network, optimiser or batch size may turn the order of the stabilisers. So may another "
+    "kind of processor, which rounds otherwise: an interval that ends close to 0 may hold it there "
+    "([it did](index.md)).",
     "**Stable is not good.** The verdict asks whether rounding errors die out and the training "
     "settles, not for accuracy. `orthogonal-convolution` has nothing to act on here, and "
     "`stability-reference` is `stability` computed otherwise. `stable-spam` is meant for AdamW.",
@@ -192,6 +195,23 @@ def _plain_claim(found: Sequence[Found]) -> Claim:
         f"{max(p.share for p in plains):.1%} of the box",
         "new",
         "a check of the intervals: each map learns alpha 0 from points of its own",
+    )
+
+
+def _twin_claim(found: Sequence[Found]) -> Claim:
+    """Stabilisers that cannot be told apart here."""
+    tables = {one.name: one.map.to_frame()[[*AXIS_NAMES, "regime"]] for one in found}
+    twins = [
+        f"`{first}` and `{second}`"
+        for first, second in combinations(tables, 2)
+        if tables[first].equals(tables[second])
+    ]
+    return Claim(
+        "stabilisers whose trainings have the same labels at the same points",
+        "none",
+        "; ".join(twins) or "none",
+        "new",
+        "so their maps are one map, and say nothing of which is better" if twins else "",
     )
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +24,9 @@ from analysis.theory import SGDStability
 from stabmap import load_spec, load_tasks
 from studies import runs as runs_under_test
 from studies.__main__ import NAMES, one_ray, run_all, share, study
-from studies.last_bit_variance import averages
+from studies.last_bit_variance import averages, still
 from studies.least_squares import rows
+from studies.one_layer_cnn import inwards
 from studies.page import Claim, Findings, Picture, Study, judge, write
 from studies.runs import ROOT, Bracket, Ran, Runs, first_edge, printed, seeds_by_label
 from sweeps.spec import parse_overrides
@@ -234,6 +237,23 @@ def test_what_a_printed_number_stands_for(number: str, low: float, high: float) 
     assert not Bracket(low - 2 * step, low - step).meets(number)
 
 
+@pytest.mark.parametrize(
+    ("value", "number", "to", "expected"),
+    [
+        (3717184.0, "3.8e6", math.ceil, "3.8e6"),  # 3.7e6 is outside
+        (3800000.0, "3.8e6", math.ceil, "3.8e6"),
+        (12960000.0, "1.3e7", math.ceil, "1.3e7"),
+        (1.42857e8, "1.42e8", math.floor, "1.42e8"),
+        (2e8, "2e8", math.floor, "2e8"),
+        (1.9999e8, "2e8", math.floor, "1e8"),
+    ],
+)
+def test_bounds_are_rounded_inwards(
+    value: float, number: str, to: Callable[[float], int], expected: str
+) -> None:
+    assert inwards(value, number, to) == expected
+
+
 def test_rows_of_one_length_leave_the_trace_criterion_no_room() -> None:
     equal = SGDStability(rows(64, 4, equal=True), replacement=False)
     assert (rows(64, 4, equal=True) ** 2).sum(1) == pytest.approx(np.full(64, 4.0))
@@ -260,6 +280,9 @@ def test_averages_of_spreads_are_those_of_the_paper() -> None:
     assert over_k[0] == pytest.approx(0.271, abs=5e-4)  # printed as 0.27
     expected = statistics.mean(over_k), statistics.mean(map(statistics.pstdev, table.T.tolist()))
     assert averages(found) == pytest.approx(expected, rel=1e-12)
+    assert not still(found)
+    flat = [replace(one, evidence=metrics(ks, [0.1 * one.seed] * len(ks))) for one in trained]
+    assert still(StabilityMap.of(about, [(0, PointResult(point, tuple(flat)))]).variance())
 
 
 def metrics(ks: Sequence[int], values: Iterable[float]) -> dict[str, float | None]:

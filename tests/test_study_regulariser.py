@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from studies.regulariser import difference, finals, reached, spread_ratio
+from studies.regulariser import comparable, difference, finals, reached, spread_ratio
 from trainables.domain import Curve, Margins, Point, PointResult, Reason, Replicate, Verdict
 
 CALM = Verdict(Margins(0.5, 0.5), Reason.SETTLED, 0)
@@ -45,6 +45,27 @@ def test_the_interval_of_a_difference_is_the_t_distributions() -> None:
     assert gap == pytest.approx(0.4)
     assert (low, high) == pytest.approx((0.4 - half, 0.4 + half))
     assert difference(first[:1], second[:1] * 1.0) == pytest.approx((0.4, 0.4, 0.4))
+
+
+def test_a_stricter_level_has_a_wider_interval() -> None:
+    first, second = np.array([0.1, 0.2, 0.3]), np.array([0.5, 0.6, 0.7])
+    half = t.ppf(0.995, 4) * math.sqrt(2 * 0.01 / 3)
+    assert difference(first, second, 0.01) == pytest.approx((0.4, 0.4 - half, 0.4 + half))
+
+
+@pytest.mark.parametrize(
+    ("gaps", "said"),
+    [
+        ([(0.0, -0.09, 0.09), (0.05, 0.01, 0.1)], "agrees"),  # surely close, if not equal
+        ([(0.0, -0.09, 0.11)], "not testable here"),
+        ([(0.0, -0.09, 0.09), (0.3, 0.2, 0.4)], "differs"),
+        ([(-0.3, -0.4, -0.2)], "differs"),
+    ],
+)
+def test_comparable_is_what_is_surely_close(
+    gaps: list[tuple[float, float, float]], said: str
+) -> None:
+    assert comparable(gaps) == said
 
 
 def test_runs_weigh_the_same_where_points_have_more_of_them() -> None:
