@@ -17,7 +17,7 @@ from scipy.special import ndtr
 from analysis.expectation_propagation import label_moments
 from analysis.gaussian_process import JITTER
 from analysis.surface import Field, Surface
-from analysis.threads import one_thread
+from trainables.threads import one_thread
 
 Array = NDArray[np.float64]
 

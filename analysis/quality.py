@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy.stats import beta, qmc
 
 from analysis.surface import ZERO_SHARE, Field, Surface
-from analysis.threads import one_thread
 from trainables.domain import Axis
+from trainables.threads import one_thread
 
 Array = NDArray[np.float64]
 

@@ -16,8 +16,8 @@ from scipy.spatial import KDTree
 
 from analysis.expectation_propagation import label_probability
 from analysis.gaussian_process import Classifier, Hyperparameters, fit
-from analysis.threads import one_thread
 from trainables.domain import Axis, InputError, Mistake
+from trainables.threads import one_thread
 
 Array = NDArray[np.float64]
 

@@ -19,9 +19,9 @@ from analysis.expectation_propagation import LAPSE
 from analysis.gaussian_process import Classifier
 from analysis.map import StabilityMap
 from analysis.suggest import MOST
-from analysis.threads import one_thread
 from stabmap.cli import app
 from trainables.domain import AXIS_NAMES, InputError, Point
+from trainables.threads import one_thread
 
 Array = NDArray[np.float64]
 

@@ -12,7 +12,8 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from analysis import surface
 from analysis.surface import Surface
-from analysis.threads import one_thread
+from trainables.threads import one_thread
+from trainables.trajectory import deterministic
 
 
 def linear_algebra() -> set[int]:
@@ -57,6 +58,27 @@ def test_the_first_may_leave_first_and_anyone_may_come_next() -> None:
             thread.join(30)
         inside()
     assert seen == 3 * [{1}, before]
+
+
+def test_a_training_beside_a_fit_keeps_to_one_thread() -> None:
+    """A fit that ends while a training goes on does not lift the limit for it."""
+    inside, leave = Event(), Event()
+
+    def fit() -> None:
+        with one_thread():
+            inside.set()
+            leave.wait(30)
+
+    with threadpool_limits(2):
+        before = linear_algebra()
+        thread = Thread(target=fit)
+        thread.start()
+        assert inside.wait(30)
+        with deterministic("cpu"):
+            leave.set()
+            thread.join(30)
+            assert linear_algebra() == {1}
+        assert linear_algebra() == before != {1}
 
 
 def test_an_error_inside_lifts_the_limit() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -19,6 +19,7 @@ from trainables.dynamics.stabilisers import Action, Setting, Stabiliser, Step, s
 from trainables.dynamics.torch_optimiser import optimiser_of
 from trainables.losses import Loss
 from trainables.tasks import Alternating, Augmented, Task
+from trainables.threads import one_thread
 
 #: Training samples that the loss of a mini-batch training is watched on.
 PROBE_SAMPLES = 256
@@ -49,7 +50,7 @@ def deterministic(device: str, tf32: bool = False) -> Iterator[None]:
     flags = (cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32)
     filled = kernels.fill_uninitialized_memory
     try:
-        limits.enter_context(_one_blas_thread())
+        limits.enter_context(one_thread())
         torch.set_num_threads(1)
         # Not `use_deterministic_algorithms`: it imports a compiler, which takes seconds.
         torch.set_deterministic_debug_mode("error")
@@ -65,16 +66,6 @@ def deterministic(device: str, tf32: bool = False) -> Iterator[None]:
         kernels.fill_uninitialized_memory = filled
         torch.set_float32_matmul_precision(precision)
         cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = flags
-
-
-def _one_blas_thread() -> AbstractContextManager[Any]:
-    """Limit numpy's and scipy's own threads, which show in the last bits of a sharpness."""
-    try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:  # a bare GPU machine, which has no scipy to measure a sharpness with
-        return nullcontext()
-    limits: AbstractContextManager[Any] = threadpool_limits(1)
-    return limits
 
 
 def require_gpu(device: str) -> None:
