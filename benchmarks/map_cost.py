@@ -5,14 +5,15 @@ Run: .venv/bin/python benchmarks/map_cost.py
 
 For one-layer-cnn and mnist-mlp over (lr, weight decay): gradient evaluations of all trajectories of
 all points (Hessian products of the sharpness included, as `trainables.dynamics.curvature` counts
-them) until 2 % of the box is misclassified and stays so, for
+them) until 2 % of the box is misclassified, and no more after any of the next 8 points, for
 
 - a grid, each point trained to its full length, the map being the label of the cell;
 - stabmap's defaults: boundary search in batches of 8, early verdicts.
 
 A training of the grid that blows up ends there, as anyone would have it who looks for a NaN; the
 price without that, every step of every point, is printed beside it. The search's batches know all
-results before them; a sweep's workers are a batch behind, and its audit comes on top.
+results before them; a sweep's workers are a batch behind, and its audit comes on top. Its map is
+looked at after every point, for a budget may be any number of points.
 
 Truth is the theory of the one-layer CNN; for the network full-length labels on a fine grid of its
 own, between whose points lie those of the others. They are had without what cannot change a label:
@@ -207,7 +208,7 @@ def grid_runs(truth: Callable[[Array], Labels], at: Array, sides: Sequence[int])
 def search(
     problem: Problem, seed: int, true: Labels, at: Array, price: Price, limit: int = 160
 ) -> tuple[tuple[int, int] | None, int]:
-    """Runs and price until the map is right enough at two checks in a row, and what was spent."""
+    """Runs and price until the map is right enough for a batch, and what was spent."""
     space = axes_of(2)
     sampler = BoundarySampler(seed=seed, space=space)
     study = optuna.create_study(sampler=sampler)
@@ -215,22 +216,23 @@ def search(
     spent, reached = 0, None
     while len(study.trials) < limit:
         trials = [study.ask(space) for _ in range(BATCH)]
-        unit = np.array([[t.params[name] for name in space] for t in trials])
-        results, cost = price.of(lambda unit=unit: problem.train(unit, early=True))
-        spent += cost
-        for trial, result in zip(trials, results, strict=True):
+        for trial in trials:
+            unit = np.array([[trial.params[name] for name in space]])
+            [result], cost = price.of(lambda unit=unit: problem.train(unit, early=True))
+            spent += cost
             margins = result.verdict.margins
             trial.set_user_attr("margins", [margins.stable, margins.bounded])
             study.tell(trial, 0.0)
-        if len(study.trials) < 2 * BATCH:
-            continue
-        wrong = (sampler.predict_proba(study, asked).argmax(1) != true).mean()
-        if wrong > TARGET:
-            reached = None
-        elif reached is None:
-            reached = (len(study.trials), spent)
-        else:
-            return reached, spent
+            runs = trial.number + 1
+            if runs < 2 * BATCH:
+                continue
+            wrong = (sampler.predict_proba(study, asked).argmax(1) != true).mean()
+            if wrong > TARGET:
+                reached = None
+            elif reached is None:
+                reached = (runs, spent)
+            elif runs == reached[0] + BATCH:
+                return reached, spent
     return None, spent
 
 
