@@ -466,7 +466,7 @@ def _figure_4_claim(ran: Ran) -> Claim:
         "so in the figure",
         "; ".join(f"{side}: {count or 'none'}" for side, count in counts.items()),
         judge(
-            all(r.verdict.regime is not Regime.DIVERGENT for r in inside)
+            all(r.verdict.regime is Regime.STABLE for r in inside)
             and all(r.verdict.regime is not Regime.STABLE for r in outside)
         ),
         "restrained: see the remarks" if any("restrained" in c for c in counts.values()) else "",
@@ -565,11 +565,13 @@ def _edge_claim(
     pairs = list(zip(edges, numbers, strict=True))
     holds = any(all(getattr(e, kind).meets(n) for e, n in pairs) for kind in KINDS)
     agreement = ", ".join(e.agreement(n) for e, n in pairs)
-    last = ", ".join(inwards(value, n, to) for value, n in zip(exact, numbers, strict=True))
+    last = [inwards(value, n, to) for value, n in zip(exact, numbers, strict=True)]
+    same = sum(value == n for value, n in zip(last, numbers, strict=True))
     reason = (
         f"the paper's agree with the edge of: {agreement}; exact: "
         + ", ".join(f"{value:.7g}" for value in exact)
-        + f"; rounded inwards to the paper's digits: {last}"
+        + f"; the last values of as many digits inside them are {', '.join(last)}, those of the "
+        f"paper in {same} of {len(last)}"
     )
     return Claim(what, ", ".join(numbers), "edge of " + "; of ".join(here), judge(holds), reason)
 

@@ -82,10 +82,14 @@ def _edge(ran: Ran) -> Bracket:
     return ran.halved(ran.brackets("lr", "stable")[0], "lr", "stable")
 
 
-def _beyond(sweeps: Mapping[tuple[float, int], Ran]) -> list[PointResult]:
+#: Largest eigenvalue, depth and a training of that network.
+Beyond = tuple[float, int, PointResult]
+
+
+def _beyond(sweeps: Mapping[tuple[float, int], Ran]) -> list[Beyond]:
     """Stable trainings above the bound of corollary 1."""
     return [
-        result
+        (*key, result)
         for key, ran in sweeps.items()
         for result in ran.results
         if result.point.lr > float(deep_linear_lr_bound(*key))
@@ -108,12 +112,13 @@ def _off(edges: dict[tuple[float, int], Bracket]) -> list[float]:
 
 
 def _linear_claims(
-    depths: dict[int, Bracket], rhos: dict[float, Bracket], beyond: Sequence[PointResult]
+    depths: dict[int, Bracket], rhos: dict[float, Bracket], beyond: Sequence[Beyond]
 ) -> list[Claim]:
     edges = _all(depths, rhos)
     safe = {key: float(identity_start_lr_bound(*key)) for key in edges}
     held = [edges[key].below >= safe[key] for key in edges]
     off = _off(edges)
+    solved = sum(_solved(result) for _, _, result in beyond)
     above = [key for key, edge in edges.items() if edge.below > float(deep_linear_lr_bound(*key))]
     return [
         Claim(
@@ -129,9 +134,9 @@ def _linear_claims(
             "above 2 / (L rho^(2 (L - 1) / L)) no solution is stable (corollary 1)",
             "an upper bound",
             f"training ceases to be stable above it in {len(above)} of {len(edges)} cases, off by "
-            f"{min(off):+.2%} to {max(off):+.2%}; {sum(map(_solved, beyond))} trainings above it "
-            "are stable at a solution",
-            judge(not above and not any(map(_solved, beyond))),
+            f"{min(off):+.2%} to {max(off):+.2%}; {solved} trainings above it are stable at "
+            "a solution",
+            judge(not above and not solved),
             "it is nearly the limit itself: the balanced solution attains it" + _elsewhere(beyond),
         ),
         Claim(
@@ -146,13 +151,14 @@ def _linear_claims(
     ]
 
 
-def _elsewhere(beyond: Sequence[PointResult]) -> str:
+def _elsewhere(beyond: Sequence[Beyond]) -> str:
     """Where stable trainings above the bound are at rest."""
-    losses = {r.point.lr: _loss(r, "final") for r in beyond if not _solved(r)}
-    if not losses:
-        return ""
-    listed = ", ".join(f"lr {lr:.3g} at loss {loss:.4g}" for lr, loss in losses.items())
-    return f". What is stable above it rests where it is no solution: {listed}"
+    listed = ", ".join(
+        f"lr {r.point.lr:.3g} at loss {_loss(r, 'final'):.4g} ({depth} layers, eigenvalue {rho:g})"
+        for rho, depth, r in beyond
+        if not _solved(r)
+    )
+    return f". What is stable above it rests where it is no solution: {listed}" if listed else ""
 
 
 def _falls(edges: Iterable[Bracket]) -> bool:
@@ -258,7 +264,8 @@ def _fit_claims(fit: Ran, gaps: Gaps) -> list[Claim]:
             "one draw: it does",
             f"{swing[high]} of {count} draws",
             judge(swing[high] > count / 2),
-            "what happens depends on the draw of the weights; the paper has one. Labels at "
+            "what happens depends on the draw of the weights; the paper has one. Other draws, "
+            "stable / restrained / divergent, at "
             + "; ".join(f"{r.point.lr:g}: {seeds_by_label(r)}" for r in fit.results),
         ),
         Claim(
@@ -266,6 +273,10 @@ def _fit_claims(fit: Ran, gaps: Gaps) -> list[Claim]:
             "one draw: it does",
             f"{ordered} of {count} draws",
             judge(ordered > count / 2),
+            f"the draws that swing at {high:g} swing at {low:g} too: "
+            f"{swing[low]} at {low:g}, {swing[high]} at {high:g}"
+            if swing[low] and not ordered
+            else "",
         ),
         Claim(
             "a fit that has converged obeys |x| |f(x)| <= 1 / (2 lr) (theorem 4)",
