@@ -223,7 +223,7 @@ def submitted(head: Head) -> Any:
 
 def wait_for(head: Head, sweep: str, held: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """The status of a sweep as soon as something holds of it."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180  # a slow machine starts a job in more than a minute
     while not held(now := said(stabmap("status", sweep, "--address", head.url, "--json"))):
         assert time.monotonic() < until, now
         assert now["state"] != "failed", now
