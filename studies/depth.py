@@ -12,12 +12,13 @@ import numpy as np
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from scipy.stats import entropy, hypergeom
+from torch import Tensor
 
 from analysis.colours import COLOURS
 from studies.page import LAW, Claim, Findings, Picture, Study, Table, decided, figure, judge, save
 from studies.runs import Bracket, Ran, Runs, first_edge, seeds_by_label
 from trainables.domain import PointResult, Regime
-from trainables.tasks import get_task
+from trainables.tasks import Task, get_task
 
 #: Of the paper's Fig. 9; its Figs. 7 and 8 have none.
 DECAYS = (0.0, 5e-4)
@@ -79,17 +80,22 @@ class Net:
     @cached_property
     def constant_loss(self) -> float:
         """The least cross entropy of an answer that is the same for all images."""
-        spec = self.ran.spec
-        targets = get_task(spec.task_name, **spec.task_options).train_data()[1]
-        return float(entropy(np.unique(targets.numpy(), return_counts=True)[1]))
+        return float(entropy(_counts(self._task.train_data())))
 
     @cached_property
     def constant_accuracy(self) -> float:
         """The largest accuracy of an answer that is the same for all held-out images."""
-        spec = self.ran.spec
-        targets = get_task(spec.task_name, **spec.task_options).test_data()[1]
-        counts = np.unique(targets.numpy(), return_counts=True)[1]
+        counts = _counts(self._task.test_data())
         return float(counts.max() / counts.sum())
+
+    @property
+    def _task(self) -> Task:
+        return get_task(self.ran.spec.task_name, **self.ran.spec.task_options)
+
+
+def _counts(data: tuple[Tensor, Tensor]) -> Array:
+    """How many samples each label has."""
+    return np.asarray(np.unique(data[1].numpy(), return_counts=True)[1])
 
 
 def _stable(result: PointResult) -> int:
@@ -332,10 +338,7 @@ def _islands(name: str, nets: Nets) -> Claim:
     """Whether the label is stable again above the edge."""
     above = [(net, result) for net in nets.values() for result in net.above]
     again = [(net, r) for net, r in above if r.verdict.regime is Regime.STABLE]
-    below = [
-        _sharpness(net.ran.at(lr=net.edge.below, weight_decay=net.decay)) if net.edge.below else 0.0
-        for net, _ in again
-    ]
+    below = [_sharpness(net.at(net.edge.below)) if net.edge.below else 0.0 for net, _ in again]
     flatter = sum(_sharpness(r) < last for (_, r), last in zip(again, below, strict=True))
     listed = ", ".join(f"{r.point.lr:.3g} ({_layers(n.layers)}, {n.decay:g})" for n, r in again)
     return Claim(

@@ -1,8 +1,11 @@
-"""One thread for linear algebra, whoever else computes; pieces of work beside each other."""
+"""One thread for linear algebra, whoever else computes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from functools import partial
 from threading import Event, Thread
 
 import numpy as np
@@ -21,8 +24,11 @@ def linear_algebra() -> set[int]:
     return {p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"}
 
 
-def test_the_limit_holds_until_the_last_one_is_out() -> None:
-    """One comes, another comes, the first goes: the second still computes on one thread."""
+@pytest.mark.parametrize("second", [one_thread, partial(deterministic, "cpu")])
+def test_the_limit_holds_until_the_last_one_is_out(
+    second: Callable[[], AbstractContextManager[None]],
+) -> None:
+    """One comes, a fit or a training comes, the first goes: the other is still on one thread."""
     inside, leave = Event(), Event()
 
     def first() -> None:
@@ -35,7 +41,7 @@ def test_the_limit_holds_until_the_last_one_is_out() -> None:
         thread = Thread(target=first)
         thread.start()
         assert inside.wait(30)
-        with one_thread():
+        with second():
             leave.set()
             thread.join(30)
             assert linear_algebra() == {1}
@@ -58,27 +64,6 @@ def test_the_first_may_leave_first_and_anyone_may_come_next() -> None:
             thread.join(30)
         inside()
     assert seen == 3 * [{1}, before]
-
-
-def test_a_training_beside_a_fit_keeps_to_one_thread() -> None:
-    """A fit that ends while a training goes on does not lift the limit for it."""
-    inside, leave = Event(), Event()
-
-    def fit() -> None:
-        with one_thread():
-            inside.set()
-            leave.wait(30)
-
-    with threadpool_limits(2):
-        before = linear_algebra()
-        thread = Thread(target=fit)
-        thread.start()
-        assert inside.wait(30)
-        with deterministic("cpu"):
-            leave.set()
-            thread.join(30)
-            assert linear_algebra() == {1}
-        assert linear_algebra() == before != {1}
 
 
 def test_an_error_inside_lifts_the_limit() -> None:
