@@ -20,9 +20,15 @@ from analysis.surface import Field, Surface
 from trainables.threads import one_thread
 
 Array = NDArray[np.float64]
+Indices = NDArray[np.intp]
 
-#: Candidates whose expected drops are computed at once.
-ROWS = 16
+#: Pairs of a candidate and a point of the box that are computed at once: they stay near the
+#: processor.
+PAIRS = 8192
+#: Shares of the box on which candidates are compared, one after the other.
+SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
+#: What rounding may add to a bound, as a share of the misclassified volume.
+ROUNDING = 1e-9
 
 
 class Outlook:
@@ -42,10 +48,33 @@ class Outlook:
         self._taken = np.zeros(len(candidates), dtype=bool)
 
     def best(self) -> tuple[float, int]:
-        """The largest expected drop of the misclassified volume of the box, and its candidate."""
-        drop = np.where(self._taken, -np.inf, sum(field.drop() for field in self._fields))
+        """The largest expected drop of the misclassified volume of the box, and its candidate.
+
+        Nowhere can the probability of an error drop by more than it is. So candidates are compared
+        where most of the misclassified volume lies, and elsewhere those only that may be best.
+        """
+        drop = np.full(len(self._taken), -np.inf)
+        likely = self._likely(np.flatnonzero(~self._taken))
+        drop[likely] = self._drop(likely)
         index = int(np.argmax(drop))
         return float(drop[index]), index
+
+    def _likely(self, candidates: Indices) -> Indices:
+        """Those of some candidates that may have the largest expected drop."""
+        one, two = (field.doubt for field in self._fields)
+        order = np.argsort(-(one + two))
+        beyond = np.append((one + two)[order][::-1].cumsum()[::-1], 0.0)
+        found, begin = np.zeros(len(candidates)), 0
+        for end in (int(share * len(order)) for share in SHARES):
+            if end > begin and len(candidates) > 1:
+                found += self._drop(candidates, order[begin:end]) * (end - begin)
+                likely = found + beyond[end] + ROUNDING * beyond[0] >= found.max()
+                candidates, found, begin = candidates[likely], found[likely], end
+        return candidates
+
+    def _drop(self, candidates: Indices, places: Indices | None = None) -> Array:
+        one, two = (field.drop(candidates, places) for field in self._fields)
+        return one + two
 
     def take(self, index: int) -> None:
         """Go on as if the labels of a candidate were known, whichever they are."""
@@ -65,23 +94,41 @@ class _FieldOutlook:
         self.cross = prior.covariance(one, two) - half.T @ half_there
         self.variance_there = np.maximum(prior.prior_variance(two) - (half_there**2).sum(0), JITTER)
 
-    def drop(self) -> Array:
-        """Expected drop of the mean over the box of the smaller probability, by candidate."""
-        variance = np.maximum(np.diag(self.covariance), JITTER)
-        labels = [label_moments(np.array(y), self.mean, variance) for y in (1.0, -1.0)]
-        now = ndtr(-np.abs(self.there) / np.sqrt(self.variance_there))
-        rows = range(0, len(self.mean), ROWS)
-        return np.concatenate([self._drop(slice(i, i + ROWS), labels, now) for i in rows])
+        self._see()
 
-    def _drop(self, rows: slice, labels: Sequence[tuple[Array, Array, Array]], now: Array) -> Array:
-        """The same for some candidates: few enough for the arrays to stay near the processor."""
+    def _see(self) -> None:
+        """What follows from means and variances."""
+        variance = np.maximum(np.diag(self.covariance), JITTER)
+        self._labels = [label_moments(np.array(y), self.mean, variance) for y in (1.0, -1.0)]
+        #: Probability that the sign is not the more probable one, at each point of the box.
+        self.doubt: Array = ndtr(-np.abs(self.there) / np.sqrt(self.variance_there))
+
+    def drop(self, candidates: Indices | None = None, places: Indices | None = None) -> Array:
+        """Expected drop of the mean of `doubt`, by candidate.
+
+        Args:
+            candidates: indices; None for all.
+            places: indices of points of the box to take the mean over; None for all.
+        """
+        if candidates is None:
+            candidates = np.arange(len(self.mean))
+        count = len(self.there) if places is None else len(places)
+        rows = max(PAIRS // count, 1)
+        parts = [candidates[i : i + rows] for i in range(0, max(len(candidates), 1), rows)]
+        return np.concatenate([self._drop(part, places) for part in parts])
+
+    def _drop(self, rows: Indices, places: Indices | None) -> Array:
+        there, variance_there, doubt = self.there, self.variance_there, self.doubt
         cross = self.cross[rows]
+        if places is not None:
+            there, variance_there, doubt = there[places], variance_there[places], doubt[places]
+            cross = cross.take(places, axis=1)
         expected, square = np.zeros(cross.shape), cross**2
-        for log_z, slope, bend in labels:
+        for log_z, slope, bend in self._labels:
             mean = cross * slope[rows, None]
-            mean += self.there
+            mean += there
             after = square * np.minimum(bend[rows], 0)[:, None]
-            after += self.variance_there
+            after += variance_there
             np.maximum(after, JITTER, out=after)
             np.sqrt(after, out=after)
             np.abs(mean, out=mean)
@@ -92,7 +139,7 @@ class _FieldOutlook:
             expected += mean
         # On average a label does no harm. Approximate moments say otherwise of unlikely labels,
         # which would keep the search away from what it has not seen.
-        drop: Array = np.maximum(now - expected, 0).mean(1)
+        drop: Array = np.maximum(doubt - expected, 0).mean(1)
         return drop
 
     def take(self, index: int) -> None:
@@ -106,6 +153,7 @@ class _FieldOutlook:
         self.covariance -= gain * np.outer(column, column)
         self.cross -= gain * np.outer(column, row)
         self.variance_there = np.maximum(self.variance_there - gain * row**2, JITTER)
+        self._see()
 
 
 def choose(outlooks: Sequence[Outlook], count: int) -> list[tuple[int, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -249,6 +249,47 @@ def test_best_is_the_largest_drop_of_both_fields(surface: Surface) -> None:
     drop, index = Outlook(surface, CANDIDATES, BOX).best()
     assert drop == total.max()
     assert index == total.argmax()
+
+
+@settings(max_examples=30)
+@given(
+    seed=st.integers(0, 2**16),
+    count=st.integers(1, 24),
+    candidates=st.integers(1, 70),
+    places=st.sampled_from([1, 2, 7, 33, 200]),
+)
+def test_no_candidate_that_was_left_out_is_better(
+    seed: int, count: int, candidates: int, places: int
+) -> None:
+    """Those that are compared on a part of the box only: the best of all is found, to the bit."""
+    random = np.random.default_rng(seed)
+    x = random.random((count, 2))
+    noise = random.choice([0.0, 0.3])
+    margins = np.stack([0.4 - x[:, 0], 0.8 - x[:, 0] * x[:, 1]], axis=1)
+    margins += noise * random.normal(size=margins.shape)
+    told = Surface.fit(x, margins)
+    outlook = Outlook(told, random.random((candidates, 2)), random.random((places, 2)))
+    for _ in range(min(candidates, 6)):
+        one, two = outlook._fields
+        every = np.where(outlook._taken, -np.inf, one.drop() + two.drop())
+        drop, index = outlook.best()
+        assert (drop, index) == (every.max(), int(every.argmax()))
+        outlook.take(index)
+
+
+def test_few_candidates_are_looked_at_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where boundaries are known well, most of the box is sure, and most candidates are no use."""
+    known = sobol(128, 3)
+    outlook = Outlook(Surface.fit(known, margins_at(known)), sobol(256, 6)[:192], sobol(512, 7))
+    looked, drop = list[int](), _FieldOutlook.drop
+
+    def counted(self: _FieldOutlook, candidates: Any = None, places: Any = None) -> Array:
+        looked.append(len(candidates) * (512 if places is None else len(places)))
+        return drop(self, candidates, places)
+
+    monkeypatch.setattr(_FieldOutlook, "drop", counted)
+    outlook.best()
+    assert sum(looked) < 0.3 * 2 * 192 * 512
 
 
 def test_choices_are_greedy(surface: Surface) -> None:
