@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -21,6 +21,8 @@ Numbered = tuple[int, Point]
 
 #: How often a task may fail in the same place with the same error before the sweep ends.
 SAME_ERRORS = 3
+#: Seconds for which a round that is not there yet keeps Tune from hearing of results.
+BLINK = 0.005
 #: Seconds before the next pack after so many packs in a row that machines lost; more end the sweep.
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0, 60.0)
 
@@ -83,7 +85,8 @@ class PackSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """The next pack; None to wait for results; FINISHED when there will be no more."""
-        waiting = None if self.closed else self.fill()
+        # Tune hears of no result while it waits here.
+        waiting = None if self.closed else self.fill(BLINK if self._running else None)
         if self.closed or (waiting is None and not self._running):
             return str(Searcher.FINISHED)
         if waiting != "points" or time.monotonic() < self._not_before:
@@ -109,17 +112,23 @@ class PackSearcher(Searcher):
         """Number of packs that were handed out and are not done."""
         return len(self._running)
 
-    def fill(self) -> Literal["points", "results"] | None:
+    def fill(self, patience: float | None = None) -> Literal["points", "results"] | None:
         """Propose until there is a point to train.
 
+        Args:
+            patience: seconds to wait for a round that is being proposed; None for no end.
+
         Returns:
-            What there is to wait for: `points` to be trained, `results` that the next round needs;
-            None at the end. A sweep whose results are all known gets there without any training.
+            What there is to wait for: `points` to be trained, `results` that the next round needs,
+            or else the round; None at the end. A sweep whose results are all known gets there
+            without any training.
         """
         while not self._queue:
             if self.closed:
                 return None
             self._look_ahead()
+            if self._next is not None and not wait([self._next], patience).done:
+                return "results"
             try:
                 proposed, self._next = self._next and self._next.result(), None
             except Exception as error:  # Tune would show its own stack, and ours below it
@@ -136,6 +145,11 @@ class PackSearcher(Searcher):
         """Have the next round proposed, if that is possible and was not begun yet."""
         if self._next is None and self._rounds.ready:
             self._next = self._thread.submit(self._rounds.propose)
+
+    def settle(self, patience: float) -> None:
+        """Wait for the round that is being proposed, if there is one."""
+        if self._next is not None:
+            wait([self._next], patience)
 
     def close(self) -> None:
         """Wait for the proposals that are being made; nobody else may use the study before."""

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import time
+from threading import Event
+
 import pytest
 
 from analysis.load import redacted
 from stabmap import load_spec
+from sweeps import searcher as searcher_module
 from sweeps.rounds import Rounds
 from sweeps.runner import _not_kept
 from sweeps.searcher import PackSearcher
 from trainables.domain import Margins, Point, PointResult, Reason, Replicate, Verdict
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No answer of a searcher depends on how fast a round is proposed."""
+    monkeypatch.setattr(searcher_module, "BLINK", None)
 
 
 def test_a_result_that_cannot_be_kept_ends_the_sweep() -> None:
@@ -71,6 +81,32 @@ def test_results_of_a_report_are_kept_together_and_once() -> None:
     assert searcher.suggest("c")["numbers"] == list(range(16, 24))
     searcher.close()
     assert searcher.suggest("d") == "FINISHED"
+
+
+def test_results_are_heard_of_while_a_round_is_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tune is kept waiting only where no result can come."""
+    monkeypatch.setattr(searcher_module, "BLINK", 0.01)
+    spec = load_spec("one-layer-cnn", {"budget.points": 24, "resources.pack": 8})
+    rounds, slow, asked = Rounds(spec), Event(), list[float]()
+    propose = rounds.propose
+
+    def slowly() -> list[tuple[int, Point]] | None:
+        asked.append(time.monotonic())
+        slow.wait(0.3 if len(asked) == 1 else 60)
+        return propose()
+
+    monkeypatch.setattr(rounds, "propose", slowly)
+    searcher = PackSearcher(spec, rounds, lambda *_: None, lambda results: None)
+    first = searcher.suggest("a")
+    assert first["numbers"] == list(range(8)) and time.monotonic() - asked[0] >= 0.3
+    begin = time.monotonic()
+    assert searcher.suggest("b") is None
+    assert time.monotonic() - begin < 30
+    searcher.settle(0.01)
+    slow.set()
+    searcher.settle(60)
+    assert searcher.suggest("b")["numbers"] == list(range(8, 16))
+    searcher.close()
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
