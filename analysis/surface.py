@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,8 @@ ANCHORS = 1.5
 #: Points that hyperparameters are fitted to, and that a process is made of, up to MOST more.
 ENOUGH = 256
 LIMIT = 1000
+#: Fits that are remembered.
+REMEMBERED = 64
 #: Points that are predicted at once: memory stays small.
 CHUNK = 2048
 
@@ -99,10 +102,7 @@ class Surface:
         if not len(x):
             law, remedy = "a map needs at least one finished point", "wait for the first results"
             raise InputError([Mistake("points", 0, law, f"{remedy}, or run the sweep")])
-        positive = margins >= 0
-        bounded = np.where(positive[:, 1], 1.0, -1.0)
-        stable = np.where(positive.all(1), 1.0, -1.0)
-        return cls(Field(x, stable, indicators), Field(x, bounded, indicators))
+        return cls(*(Field(x, labels, indicators) for labels in _labels(margins)))
 
     def probabilities(self, x: Array) -> Array:
         """(m, 3) probabilities of stable, restrained and divergent at (m, d) unit coordinates."""
@@ -122,6 +122,12 @@ class Surface:
     def signs(self, x: Array) -> Array:
         """(m, 2) probabilities of the labels stable and bounded at (m, d) unit coordinates."""
         return np.stack([self.stable.probability(x), self.bounded.probability(x)], axis=-1)
+
+
+def _labels(margins: Array) -> tuple[Array, Array]:
+    """Labels of the two fields, each (n,), from (n, 2) margins."""
+    positive = margins >= 0
+    return np.where(positive.all(1), 1.0, -1.0), np.where(positive[:, 1], 1.0, -1.0)
 
 
 def regime_probabilities(stable: Array, bounded: Array) -> Array:
@@ -219,14 +225,45 @@ def _extended(values: Array, count: int) -> Array:
     return np.concatenate([values, np.zeros(count - len(values))])
 
 
-@lru_cache(maxsize=32)
 def _hyperparameters(given: _Labelled) -> Hyperparameters:
-    x, labels = given.arrays()
-    kept = representatives(x, labels, ENOUGH)
-    near = None
-    if (fewer := anchor(len(x))) is not None:
-        near = _hyperparameters(given.first(fewer))
-    return fit(x[kept], labels[kept], given.indicators, near)
+    found = _FITTED.get(given)
+    if found is None:
+        x, labels = given.arrays()
+        kept = representatives(x, labels, ENOUGH)
+        near = None
+        if (fewer := anchor(len(x))) is not None:
+            near = _hyperparameters(given.first(fewer))
+        found = fit(x[kept], labels[kept], given.indicators, near)
+        remember({given: found})
+    return found
+
+
+#: Hyperparameters that were fitted, the oldest first; and who may touch them.
+Fitted = dict[_Labelled, Hyperparameters]
+_FITTED: Fitted = {}
+_LOCK = Lock()
+
+
+def fitted(x: Array, margins: Array, indicators: int, field: int) -> Fitted:
+    """What takes longest of `Surface.fit`, for another process to `remember`.
+
+    Args:
+        x: as `Surface.fit` takes it, at least one point.
+        margins: likewise.
+        indicators: likewise.
+        field: 0 for the stable one, 1 for the bounded one.
+    """
+    given = _Labelled.of(x, _labels(margins)[field], indicators).first(fitted_at(len(x)))
+    with one_thread():
+        return {given: _hyperparameters(given)}
+
+
+def remember(found: Fitted) -> None:
+    """Take what was `fitted` in another process, instead of fitting it anew."""
+    with _LOCK:
+        _FITTED.update(found)
+        for oldest in list(_FITTED)[: max(len(_FITTED) - REMEMBERED, 0)]:
+            del _FITTED[oldest]
 
 
 def anchor(count: int) -> int | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 
 import numpy as np
 import optuna
@@ -150,6 +151,11 @@ class Rounds:
     def repetition(self, number: int) -> int:
         """How often the point of a trial was proposed before it."""
         return self._repetitions[number]
+
+    def plan_with(self, executor: Executor | None) -> None:
+        """Have plans made by an executor from now on; None for here."""
+        if isinstance(self.study.sampler, BoundarySampler):
+            self.study.sampler.executor = executor
 
     def map(self) -> StabilityMap:
         """The map of all results so far."""

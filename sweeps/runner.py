@@ -36,10 +36,14 @@ from sweeps.heartbeat import Heartbeat
 from sweeps.mirror import Mirror
 from sweeps.progress import Progress
 from sweeps.rounds import Rounds
+from sweeps.search.boundary import BoundarySampler
 from sweeps.searcher import PackSearcher, TaskError
+from sweeps.second_process import SecondProcess
 from sweeps.spec import SweepSpec
 from sweeps.store import FULL, Entry, Store, facts_in, folder_of, key_of, unwritable
 from sweeps.tracking import Tracker, review_command
+from sweeps.workers import KeepWorkers
+from trainables.allocator import keep_freed_memory
 from trainables.domain import (
     NotReproducibleError,
     Point,
@@ -70,6 +74,10 @@ IMPATIENCE = 10.0
 UNFOUNDED = ("analysis.experiment_analysis", "tune")
 #: What asks for an end: Ctrl-C, a scheduler, a terminal that closes.
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: Points from which on a search has a process of its own: fewer take less time than its start.
+MANY = 96
+#: Freed memory that the driver's process keeps for the next fit, whose matrices are no larger.
+MATRIX, FREED = 8 * 2**20, 64 * 2**20
 #: Least time between two maps on the way; the last one is always recorded.
 MAP_SECONDS = 10.0
 
@@ -204,6 +212,7 @@ class _Session:
     def run(self, address: str) -> Outcome:
         """Train until the budget, an interrupt or a failure ends it; keep everything."""
         self._address = address
+        keep_freed_memory(MATRIX, FREED)
         self._open()
         status, error = "FAILED", None
         stability_map = picture = None
@@ -414,6 +423,7 @@ class _Session:
                 num_samples=-1,
                 max_concurrent_trials=part.workers,
                 reuse_actors=True,
+                scheduler=KeepWorkers(),
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),
             run_config=tune.RunConfig(
@@ -430,7 +440,7 @@ class _Session:
             ),
         )
         try:
-            with _no_files(), _one_line(self._lost):
+            with _no_files(), _one_line(self._lost), self._second_process():
                 results = tuner.fit()
         except (tune.TuneError, ray.exceptions.RayError) as error:
             raise _ray_failed(error, len(self.rounds.results)) from error
@@ -438,6 +448,21 @@ class _Session:
             raise _not_kept(self.searcher.failure, self.spec, len(self.rounds.results))
         if results.errors and not self.searcher.closed and not self.rounds.complete:
             raise _ray_failed(results.errors[0], len(self.rounds.results))
+
+    @contextmanager
+    def _second_process(self) -> Iterator[None]:
+        """A process that plans beside the one that hears workers, where there is much to plan."""
+        limit = self.rounds.limit
+        if self.spec.search.method != "boundary" or (limit is not None and limit < MANY):
+            yield
+            return
+        process = SecondProcess(BoundarySampler.__module__, ready=self.rounds.plan_with)
+        try:
+            yield
+        finally:
+            self.searcher.settle(IMPATIENCE)
+            self.rounds.plan_with(None)
+            process.shutdown()
 
     def _lost(self, cause: str) -> None:
         """A pack was lost with its worker."""

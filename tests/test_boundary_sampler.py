@@ -5,8 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 import multiprocessing
+import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import (
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +39,7 @@ from optuna.trial import Trial, TrialState, create_trial
 from scipy.stats import qmc
 
 import sweeps.search.boundary as boundary
+from analysis import surface
 from analysis.surface import Surface, columns
 from sweeps.search.boundary import PLAN, BoundarySampler
 from sweeps.search.space import distributions, switches, to_params
@@ -117,6 +126,88 @@ def messages(call: Callable[[], object]) -> list[str]:
 
 def sqlite(folder: Path) -> str:
     return f"sqlite:///{folder / 'study.db'}"
+
+
+# --------------------------------------------------------------------------- another process
+
+
+class Failing(Executor):
+    """An executor whose process is lost at some call."""
+
+    def __init__(self, at: int) -> None:
+        self.calls, self._at = 0, at
+
+    def submit(self, function: Callable[..., Any], /, *given: Any, **more: Any) -> Future[Any]:
+        self.calls += 1
+        answer: Future[Any] = Future()
+        if self.calls < self._at:
+            answer.set_result(function(*given, **more))
+        elif self.calls % 2:
+            raise BrokenExecutor("lost")
+        else:
+            answer.set_exception(BrokenExecutor("lost"))
+        return answer
+
+
+@pytest.fixture(scope="module")
+def alone() -> list[dict[str, Any]]:
+    """What is proposed without another process."""
+    study = study_of(BoundarySampler(seed=1, space=PLANE))
+    advance(study, PLANE, 80)
+    return points(study)
+
+
+def forget() -> None:
+    """Let the next fit begin from nothing."""
+    for cache in (surface._process, surface._sites):
+        cache.cache_clear()
+    surface._FITTED.clear()
+
+
+def test_plans_of_another_process_are_the_same(alone: list[dict[str, Any]]) -> None:
+    forget()
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+        study = study_of(BoundarySampler(seed=1, space=PLANE, executor=executor))
+        advance(study, PLANE, 80)
+    assert points(study) == alone
+
+
+def test_what_was_fitted_elsewhere_is_not_fitted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A map of the points that a plan was made from needs no more fits."""
+    study = study_of(BoundarySampler(seed=1, space=PLANE))
+    advance(study, PLANE, 24)
+    forget()
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+        study.sampler = BoundarySampler(seed=1, space=PLANE, executor=executor)
+        study.ask(dict(PLANE))
+    assert len(surface._FITTED) == 2
+    monkeypatch.setattr(surface, "fit", None)
+    study.sampler.surfaces(study)
+
+
+@pytest.mark.parametrize("at", [1, 2, 5, 6])
+def test_a_search_goes_on_where_the_other_process_is_lost(
+    at: int, alone: list[dict[str, Any]]
+) -> None:
+    executor = Failing(at)
+    study = study_of(BoundarySampler(seed=1, space=PLANE, executor=executor))
+    advance(study, PLANE, 64)
+    assert points(study) == alone[:64] and executor.calls > at
+
+
+def test_an_error_of_the_plan_itself_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = study_of(BoundarySampler(seed=1, space=PLANE, executor=Failing(99)))
+    advance(study, PLANE, 16)
+    monkeypatch.setattr(boundary, "choose", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        study.ask(dict(PLANE))
+
+
+def test_a_sampler_is_pickled_without_its_executor() -> None:
+    with ThreadPoolExecutor(1) as executor:
+        sampler = BoundarySampler(seed=1, space=PLANE, executor=executor)
+        copy = pickle.loads(pickle.dumps(sampler))
+        assert (copy.executor, sampler.executor) == (None, executor)
 
 
 # --------------------------------------------------------------------------- Optuna's own tests

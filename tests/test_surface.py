@@ -369,7 +369,7 @@ def cold(x: Array, margins: Array, asked: Array) -> Array:
     """Probabilities of a fit for which nothing was fitted before."""
     model._process.cache_clear()
     model._sites.cache_clear()
-    model._hyperparameters.cache_clear()
+    model._FITTED.clear()
     return Surface.fit(x, margins).probabilities(asked)
 
 
@@ -539,7 +539,7 @@ def test_more_points_than_the_limit(monkeypatch: pytest.MonkeyPatch, zero: bool)
     monkeypatch.setattr(model, "ENOUGH", 24)
     model._process.cache_clear()
     model._sites.cache_clear()
-    model._hyperparameters.cache_clear()
+    model._FITTED.clear()
     space = (LR, NO_ALPHA, ZERO_DECAY) if zero else PLANE
     points = places(space, 260)
     margins = margins_of(np.where(points == 0, 1e-4, points))
@@ -557,7 +557,7 @@ def test_more_points_than_the_limit(monkeypatch: pytest.MonkeyPatch, zero: bool)
         assert (best == truth)[far].all()
     model._process.cache_clear()
     model._sites.cache_clear()
-    model._hyperparameters.cache_clear()
+    model._FITTED.clear()
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -584,12 +584,12 @@ def test_hyperparameters_of_many_points_are_those_of_representatives(
     x = columns(PLANE, points)[0]
     labels = np.where(distances(points)[0] > 0, 1.0, -1.0)
     kept = representatives(x, labels, 24)
-    model._hyperparameters.cache_clear()
+    model._FITTED.clear()
     found = model._hyperparameters(model._Labelled.of(x, labels, 0))
     np.testing.assert_array_equal(
         found.metric, fit_hyperparameters(x[kept] - 0.5, labels[kept]).metric
     )
-    model._hyperparameters.cache_clear()
+    model._FITTED.clear()
 
 
 def test_hyperparameters_are_those_of_the_points_up_to_a_level() -> None:

@@ -94,5 +94,6 @@ def test_surfaces_fitted_at_once_are_those_fitted_alone() -> None:
 
 def forget_fits() -> None:
     """Let the next fit begin from nothing."""
-    for cache in (surface._process, surface._sites, surface._hyperparameters):
+    for cache in (surface._process, surface._sites):
         cache.cache_clear()
+    surface._FITTED.clear()

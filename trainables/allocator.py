@@ -16,10 +16,18 @@ KEPT = 2**31 - 1
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
-def keep_freed_memory() -> bool:
-    """Keep freed buffers in this process from now on; whether the C library is one that can."""
+def keep_freed_memory(largest: int = LARGEST, kept: int = KEPT) -> bool:
+    """Keep freed buffers in this process from now on.
+
+    Args:
+        largest: bytes of a buffer that is kept, at most.
+        kept: bytes at the top of the heap that are kept, at most.
+
+    Returns:
+        Whether the C library is one that can.
+    """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is None:
         return False
-    settings = ((M_MMAP_THRESHOLD, LARGEST), (M_TRIM_THRESHOLD, KEPT))
+    settings = ((M_MMAP_THRESHOLD, largest), (M_TRIM_THRESHOLD, kept))
     return all(set_option(*setting) == 1 for setting in settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Executor
 from dataclasses import dataclass
 from itertools import islice, product
 from operator import itemgetter
@@ -19,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import qmc
 
 from analysis.lookahead import Outlook, choose
-from analysis.surface import Surface, regime_probabilities
+from analysis.surface import Fitted, Surface, fitted, regime_probabilities, remember
 from sweeps.search.encoding import Encoding, Params
 from trainables.domain import InputError, Mistake, Regime
 
@@ -70,6 +71,9 @@ class BoundarySampler(BaseSampler):
             which they may differ by an offset and in shape, or have separate ones.
         replicates: how often a point is evaluated at most. With more than 1, a point with a label
             that the model doubts may be proposed again, for another seed: `replicate` tells which.
+        executor: makes the plans, in a process of its own on this machine; None for plans that are
+            made here. They are the same to the bit, so where that process is lost the search goes
+            on without it. Not pickled with the sampler.
 
     Raises:
         InputError: an argument breaks a law; in `sample_*`, a trial's margins do.
@@ -86,6 +90,7 @@ class BoundarySampler(BaseSampler):
         zero: Mapping[str, str] | None = None,
         facets: Literal["shared", "separate"] = "shared",
         replicates: int = 1,
+        executor: Executor | None = None,
     ) -> None:
         counts = {"seed": (seed, 0), "startup": (startup, 1), "batch": (batch, 1)}
         mistakes = [
@@ -106,6 +111,11 @@ class BoundarySampler(BaseSampler):
         self._zero = dict(zero or {})
         self._separate = facets == "separate"
         self._replicates = replicates
+        self.executor = executor
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the executor, to whose process the sampler itself is sent."""
+        return self.__dict__ | {"executor": None}
 
     # ----------------------------------------------------------------- Optuna's interface
 
@@ -133,7 +143,9 @@ class BoundarySampler(BaseSampler):
         if len(history.points) < startup:
             return self._start(history, trial.number)
         count = self._batch - trial.number % self._batch
-        plan = self._plan(history, count, np.random.default_rng([self._seed, trial.number]))
+        plan = self._plan_elsewhere(history, count, trial.number)
+        if plan is None:
+            plan = self._plan(history, count, trial.number)
         internal = [
             {name: given.to_internal_repr(p[name]) for name, given in search_space.items()}
             for p in plan
@@ -216,10 +228,26 @@ class BoundarySampler(BaseSampler):
         points = encoding.decode(draws)
         return (history.new(points) or points)[0]
 
-    def _plan(
-        self, history: _History, count: int, random: np.random.Generator
-    ) -> list[dict[str, Any]]:
+    def _plan_elsewhere(
+        self, history: _History, count: int, number: int
+    ) -> list[dict[str, Any]] | None:
+        """`_plan` in the other process; None where there is none, or none any more."""
+        executor, separate = self.executor, self._separate
+        if executor is None:
+            return None
+        stable, bounded = 0, 1
+        try:
+            there = executor.submit(_fit_for, history, separate, bounded)
+            here = _fit_for(history, separate, stable)
+            plan = executor.submit(_plan_for, self, history, count, number, here).result()
+            remember(there.result())
+        except BrokenExecutor:
+            return None
+        return plan
+
+    def _plan(self, history: _History, count: int, number: int) -> list[dict[str, Any]]:
         """The next points; fewer where there are no more candidates."""
+        random = np.random.default_rng([self._seed, number])
         model = self._model(history)
         corners = self._corners(history, model, random)
         asked = {history.encoding.key(p) for p in corners}
@@ -301,6 +329,22 @@ class BoundarySampler(BaseSampler):
         again = [dict(history.points[i]) for i in np.flatnonzero(doubted)]
         found = {history.encoding.key(p): p for p in again}
         return [p for key, p in found.items() if history.proposed[key] < self._replicates]
+
+
+def _fit_for(history: _History, separate: bool, field: int) -> Fitted:
+    """One field's part of what a plan has to fit."""
+    found: Fitted = {}
+    for x, margins in _Model.parts(history, separate).values():
+        found |= fitted(x, margins, history.encoding.indicators, field)
+    return found
+
+
+def _plan_for(
+    sampler: BoundarySampler, history: _History, count: int, number: int, known: Fitted
+) -> list[dict[str, Any]]:
+    """A plan by a process that is told what was fitted elsewhere."""
+    remember(known)
+    return sampler._plan(history, count, number)
 
 
 def _whole(value: Any) -> bool:
@@ -420,13 +464,18 @@ class _Model:
             law = "a model needs finished trials that have margins, and an axis in common"
             remedy = 'trial.set_user_attr("margins", [stable, bounded]) before a trial ends'
             raise InputError([Mistake("study", len(history.points), law, remedy)])
-        model = cls(encoding, separate, {})
-        groups = [model.group(p) for p in history.points]
-        x = encoding.encode(history.points)
-        for group in dict.fromkeys(groups):
-            rows = np.array([g == group for g in groups])
-            model.surfaces[group] = Surface.fit(x[rows], history.margins[rows], encoding.indicators)
-        return model
+        surfaces = {
+            group: Surface.fit(x, margins, encoding.indicators)
+            for group, (x, margins) in cls.parts(history, separate).items()
+        }
+        return cls(encoding, separate, surfaces)
+
+    @classmethod
+    def parts(cls, history: _History, separate: bool) -> dict[tuple[Any, ...], tuple[Array, Array]]:
+        """Unit coordinates and margins that each surface is fitted to."""
+        x = history.encoding.encode(history.points)
+        rows = cls(history.encoding, separate, {})._rows(history.points)
+        return {group: (x[i], history.margins[i]) for group, i in rows.items()}
 
     def group(self, params: Params) -> tuple[Any, ...]:
         """Which surface a point belongs to."""
