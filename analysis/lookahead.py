@@ -68,8 +68,8 @@ class Outlook:
         for end in (int(share * len(order)) for share in SHARES):
             if end > begin and len(candidates) > 1:
                 found += self._drop(candidates, order[begin:end]) * (end - begin)
-                likely = found + beyond[end] + ROUNDING * beyond[0] >= found.max()
-                candidates, found, begin = candidates[likely], found[likely], end
+                worse = found + beyond[end] + ROUNDING * beyond[0] < found.max()
+                candidates, found, begin = candidates[~worse], found[~worse], end
         return candidates
 
     def _drop(self, candidates: Indices, places: Indices | None = None) -> Array:
@@ -93,7 +93,6 @@ class _FieldOutlook:
         self.there, half_there = field.process.half(two)
         self.cross = prior.covariance(one, two) - half.T @ half_there
         self.variance_there = np.maximum(prior.prior_variance(two) - (half_there**2).sum(0), JITTER)
-
         self._see()
 
     def _see(self) -> None:

@@ -234,11 +234,11 @@ def _hyperparameters(given: _Labelled) -> Hyperparameters:
         if (fewer := anchor(len(x))) is not None:
             near = _hyperparameters(given.first(fewer))
         found = fit(x[kept], labels[kept], given.indicators, near)
-        remember({given: found})
+    remember({given: found})
     return found
 
 
-#: Hyperparameters that were fitted, the oldest first; and who may touch them.
+#: Hyperparameters that were fitted, those last asked for at the end; and who may touch them.
 Fitted = dict[_Labelled, Hyperparameters]
 _FITTED: Fitted = {}
 _LOCK = Lock()
@@ -261,7 +261,9 @@ def fitted(x: Array, margins: Array, indicators: int, field: int) -> Fitted:
 def remember(found: Fitted) -> None:
     """Take what was `fitted` in another process, instead of fitting it anew."""
     with _LOCK:
-        _FITTED.update(found)
+        for given, hyperparameters in found.items():
+            _FITTED.pop(given, None)
+            _FITTED[given] = hyperparameters
         for oldest in list(_FITTED)[: max(len(_FITTED) - REMEMBERED, 0)]:
             del _FITTED[oldest]
 

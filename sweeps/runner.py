@@ -460,9 +460,8 @@ class _Session:
         try:
             yield
         finally:
-            self.searcher.settle(IMPATIENCE)
+            process.shutdown()  # what it is planning nobody needs
             self.rounds.plan_with(None)
-            process.shutdown()
 
     def _lost(self, cause: str) -> None:
         """A pack was lost with its worker."""

@@ -146,11 +146,6 @@ class PackSearcher(Searcher):
         if self._next is None and self._rounds.ready:
             self._next = self._thread.submit(self._rounds.propose)
 
-    def settle(self, patience: float) -> None:
-        """Wait for the round that is being proposed, if there is one."""
-        if self._next is not None:
-            wait([self._next], patience)
-
     def close(self) -> None:
         """Wait for the proposals that are being made; nobody else may use the study before."""
         self.closed = True
@@ -217,6 +212,8 @@ class PackSearcher(Searcher):
 
     def _pause(self) -> None:
         """A machine lost a pack more often than Tune starts it again: wait before the next."""
+        if time.monotonic() < self._not_before:  # lost at the same time as the one before
+            return
         if self._lost == len(PAUSES):
             times = f"{self._lost + 1} times in a row without a result"
             told = f"workers died {times}; the last of: {self.cause}"

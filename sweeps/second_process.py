@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, Executor, Future
+from concurrent.futures import (
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    InvalidStateError,
+)
 from contextlib import suppress
 from importlib import import_module
 from threading import Lock
@@ -14,6 +22,10 @@ from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainables.allocator import keep_freed_memory
+
+#: What two processes have to share for the same sums to have the same bits.
+LIBRARIES = ("numpy", "scipy", "optuna")
+SETTINGS = ("OPENBLAS_CORETYPE", "NPY_DISABLE_CPU_FEATURES")
 
 
 class _Caller:
@@ -26,6 +38,12 @@ class _Caller:
         return function(*arguments, **keywords)
 
 
+def surroundings(module: str) -> tuple[Any, ...]:
+    """Which files a process computes with: a Ray that others started may have its own."""
+    files = [import_module(name).__file__ for name in (module, *LIBRARIES)]
+    return sys.version, *files, *(os.environ.get(name) for name in SETTINGS)
+
+
 class SecondProcess(Executor):
     """One process on the driver's machine, which Ray starts, and ends with the driver.
 
@@ -34,7 +52,8 @@ class SecondProcess(Executor):
 
     Args:
         module: where the functions are that it is to call; importing it may take a while.
-        ready: is told of this object, on a thread of Ray, once the process can be used.
+        ready: is told of this object, on a thread of Ray, once the process can be used: never,
+            where it cannot begin or computes with other libraries than the driver.
     """
 
     def __init__(self, module: str, ready: Callable[[Executor], None]) -> None:
@@ -44,46 +63,55 @@ class SecondProcess(Executor):
         self._actor: Any = begin.remote()
         self._asked: set[Future[Any]] = set()
         self._lock = Lock()
+        expected = surroundings(module)
 
-        def begun(first: Future[Any]) -> None:
-            if first.exception() is None:
+        def begun(first: Future[Any]) -> None:  # on Ray's thread: asking Ray here would block it
+            if not (first.cancelled() or first.exception()) and first.result() == expected:
                 ready(self)
 
-        self.submit(import_module, module).add_done_callback(begun)
+        self.submit(surroundings, module).add_done_callback(begun)
 
     def submit(
         self, function: Callable[..., Any], /, *arguments: Any, **keywords: Any
     ) -> Future[Any]:
-        """Have a function of a module called; `BrokenExecutor` where the process is lost."""
+        """Have a function of a module called.
+
+        Raises:
+            BrokenExecutor: it cannot be called there; so does the future where the process is lost.
+            CancelledError: the process was ended; so does the future.
+        """
         answer: Future[Any] = Future()
 
         def tell(given: Future[Any]) -> None:
             error = given.exception()
             with self._lock:
-                if answer not in self._asked:
-                    return
-                self._asked.remove(answer)
-            if error is None:
-                answer.set_result(given.result())
-            elif isinstance(error, RayTaskError):  # the function's own
-                answer.set_exception(error.cause)
-            else:
-                answer.set_exception(BrokenExecutor(str(error)))
+                self._asked.discard(answer)
+            with suppress(InvalidStateError):  # it was cancelled
+                if error is None:
+                    answer.set_result(given.result())
+                elif isinstance(error, RayTaskError):  # the function's own
+                    answer.set_exception(error.cause)
+                else:
+                    answer.set_exception(BrokenExecutor(str(error)))
 
         with self._lock:
             if self._actor is None:  # nobody asks Ray, which would begin anew
-                raise BrokenExecutor("the process was ended")
+                raise CancelledError
+            try:
+                asked = self._actor.call.remote(function, *arguments, **keywords)
+            except Exception as error:
+                raise BrokenExecutor(str(error)) from error
             self._asked.add(answer)
-            asked = self._actor.call.remote(function, *arguments, **keywords)
         asked.future().add_done_callback(tell)
         return answer
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End the process; what it was asked for and has not answered is `BrokenExecutor`."""
+        """End the process; what it was asked for and has not answered is cancelled."""
         with self._lock:
             actor, self._actor = self._actor, None
             left, self._asked = self._asked, set()
-        with suppress(Exception):  # Ray is gone, and the process with it
-            ray.kill(actor)
         for answer in left:
-            answer.set_exception(BrokenExecutor("the process was ended"))
+            answer.cancel()
+        if actor is not None and ray.is_initialized():
+            with suppress(Exception):  # Ray is being lost, and the process with it
+                ray.kill(actor)

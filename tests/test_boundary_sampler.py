@@ -131,6 +131,18 @@ def sqlite(folder: Path) -> str:
 # --------------------------------------------------------------------------- another process
 
 
+class Counted(ProcessPoolExecutor):
+    """A process of its own, and how often it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(1, mp_context=multiprocessing.get_context("spawn"))
+        self.calls = 0
+
+    def submit(self, function: Callable[..., Any], /, *given: Any, **more: Any) -> Future[Any]:
+        self.calls += 1
+        return super().submit(function, *given, **more)
+
+
 class Failing(Executor):
     """An executor whose process is lost at some call."""
 
@@ -141,7 +153,10 @@ class Failing(Executor):
         self.calls += 1
         answer: Future[Any] = Future()
         if self.calls < self._at:
-            answer.set_result(function(*given, **more))
+            try:
+                answer.set_result(function(*given, **more))
+            except Exception as error:
+                answer.set_exception(error)
         elif self.calls % 2:
             raise BrokenExecutor("lost")
         else:
@@ -166,10 +181,11 @@ def forget() -> None:
 
 def test_plans_of_another_process_are_the_same(alone: list[dict[str, Any]]) -> None:
     forget()
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+    with Counted() as executor:
         study = study_of(BoundarySampler(seed=1, space=PLANE, executor=executor))
         advance(study, PLANE, 80)
     assert points(study) == alone
+    assert executor.calls == 2 * 8  # a fit and a plan in each round after the first two
 
 
 def test_what_was_fitted_elsewhere_is_not_fitted_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,10 +193,10 @@ def test_what_was_fitted_elsewhere_is_not_fitted_again(monkeypatch: pytest.Monke
     study = study_of(BoundarySampler(seed=1, space=PLANE))
     advance(study, PLANE, 24)
     forget()
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+    with Counted() as executor:
         study.sampler = BoundarySampler(seed=1, space=PLANE, executor=executor)
         study.ask(dict(PLANE))
-    assert len(surface._FITTED) == 2
+    assert executor.calls == 2 and len(surface._FITTED) == 2
     monkeypatch.setattr(surface, "fit", None)
     study.sampler.surfaces(study)
 
@@ -198,9 +214,16 @@ def test_a_search_goes_on_where_the_other_process_is_lost(
 def test_an_error_of_the_plan_itself_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     study = study_of(BoundarySampler(seed=1, space=PLANE, executor=Failing(99)))
     advance(study, PLANE, 16)
-    monkeypatch.setattr(boundary, "choose", lambda *_: 1 / 0)
+    tried = list[int]()
+
+    def broken(*given: Any) -> Any:
+        tried.append(1)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(boundary, "choose", broken)
     with pytest.raises(ZeroDivisionError):
         study.ask(dict(PLANE))
+    assert tried == [1]  # once: what fails there would fail here
 
 
 def test_a_sampler_is_pickled_without_its_executor() -> None:

@@ -94,6 +94,7 @@ def test_every_point_once_however_many_packs_are_lost(seed: int, loss: float) ->
         undisturbed.report(name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "PAUSES", (0.0,) * 1000)
+        patch.setattr(module, "BLINK", None)
         cluster, running = Cluster(), list[str]()
         while True:
             name = cluster.begin() if len(running) < 4 else None
@@ -134,6 +135,28 @@ def test_the_pause_grows_until_something_works(monkeypatch: pytest.MonkeyPatch) 
     cluster.lose(name)
     now += 1.01
     assert cluster.begin() is not None
+
+
+def test_packs_that_are_lost_together_are_one_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that goes takes all its workers with it."""
+    now = 100.0
+    monkeypatch.setattr("sweeps.searcher.time.monotonic", lambda: now)
+    monkeypatch.setattr(module, "PAUSES", (1.0, 2.0))
+    cluster = Cluster()
+    names = [cluster.begin() for _ in range(2)]
+    for name in names:
+        assert name is not None
+        cluster.lose(name)
+        now += 0.1
+    assert cluster.begin() is None and cluster.searcher.failure is None
+    now += 0.9
+    again = cluster.begin()
+    assert again is not None
+    cluster.lose(again)
+    now += 1.9
+    assert cluster.begin() is None
+    now += 0.2
+    assert cluster.begin() not in (None, "FINISHED")
 
 
 def test_machines_that_never_work_end_the_sweep(no_pauses: None) -> None:

@@ -6,16 +6,18 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, Executor
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from typing import Any
 
 import pytest
 
 from stabmap import load_spec
+from sweeps import second_process as module_under_test
 from sweeps.rounds import Rounds
 from sweeps.runner import MANY, _Session
+from sweeps.search import boundary as boundary_module
 from sweeps.search.boundary import BoundarySampler
 from sweeps.second_process import SecondProcess
 from sweeps.store import Store
@@ -70,22 +72,41 @@ def test_a_process_that_dies_is_a_broken_executor(beside: SecondProcess) -> None
     assert isinstance(beside.submit(int).exception(60), BrokenExecutor)
 
 
-def test_what_is_not_answered_at_the_end_is_broken(cluster: None) -> None:
+def test_what_is_not_answered_at_the_end_is_cancelled(cluster: None) -> None:
     """At once: who waits for it is the search, whose thread the end of a sweep waits for."""
     process = Beside().wait()
     answer = process.submit(time.sleep, 60)
     process.shutdown()
-    assert isinstance(answer.exception(1), BrokenExecutor)
-    with pytest.raises(BrokenExecutor, match="ended"):
+    with pytest.raises(CancelledError):
+        answer.result(1)
+    with pytest.raises(CancelledError):
         process.submit(int)
     process.shutdown()
 
 
-def test_a_process_that_cannot_begin_is_never_ready(cluster: None) -> None:
-    beside = Beside("no.such.module")
-    assert beside.process.submit(int).result(60) == 0  # asked after the import, which has failed
+def test_what_cannot_be_sent_is_a_broken_executor(beside: SecondProcess) -> None:
+    with pytest.raises(BrokenExecutor, match=r"(?i)lock"):
+        beside.submit(print, Lock())
+    assert ask(beside, int, "7") == 7
+
+
+def test_a_process_with_other_libraries_is_never_ready(
+    cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its plans might differ in their last bits."""
+    monkeypatch.setattr(module_under_test, "LIBRARIES", ("numpy",))
+    beside = Beside()
+    assert beside.process.submit(int).result(60) == 0  # it has answered what came before
     assert beside.told == []
     beside.process.shutdown()
+
+
+def test_surroundings_name_the_files_that_are_computed_with() -> None:
+    import numpy as np
+
+    found = module_under_test.surroundings("sweeps.search.boundary")
+    assert np.__file__ in found and boundary_module.__file__ in found
+    assert found == module_under_test.surroundings("sweeps.search.boundary")
 
 
 SPEC: dict[str, Any] = {
@@ -144,3 +165,30 @@ def test_a_sweep_plans_what_it_would_alone(
             alone.record(number, session.rounds.results[number])
     trials = session.rounds.study.trials
     assert [t.params for t in alone.study.trials] == [t.params for t in trials]
+
+
+def test_an_interrupt_leaves_nobody_waiting(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process is ended whatever ends the sweep, and a plan in flight with it."""
+    ready, sharing = Event(), list[Executor | None]()
+
+    def told(self: Rounds, executor: Executor | None) -> None:
+        sharing.append(executor)
+        ready.set()
+
+    monkeypatch.setattr(Rounds, "plan_with", told)
+    spec = load_spec(SPEC, {"budget.points": MANY, "folder": str(tmp_path)})
+    with Store(spec) as store:
+        answers = list[Future[Any]]()
+        session = _Session(spec, store, Tracker(spec), None)
+
+        def train() -> None:
+            with session._second_process():
+                assert ready.wait(60) and sharing[0] is not None
+                answers.append(sharing[0].submit(time.sleep, 60))
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train()
+    assert answers[0].cancelled() and sharing[1:] == [None]

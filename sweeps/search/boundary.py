@@ -73,7 +73,8 @@ class BoundarySampler(BaseSampler):
             that the model doubts may be proposed again, for another seed: `replicate` tells which.
         executor: makes the plans, in a process of its own on this machine; None for plans that are
             made here. They are the same to the bit, so where that process is lost the search goes
-            on without it. Not pickled with the sampler.
+            on without it (`BrokenExecutor`). Not pickled with the sampler. Choices of categorical
+            parameters have to equal their copies in another process.
 
     Raises:
         InputError: an argument breaks a law; in `sample_*`, a trial's margins do.
