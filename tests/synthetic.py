@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from analysis import surface
 from analysis.map import StabilityMap
 from sweeps.search.designs import SobolDesign
 from sweeps.spec import SweepSpec, load_spec
@@ -94,3 +95,10 @@ def kept_in(store: Store, point: Point, repetition: int = 0) -> PointResult | No
     """What a store has for a point."""
     entry = store.entries.get(key_of(point, repetition))
     return None if entry is None else entry.result
+
+
+def forget_fits() -> None:
+    """Let the next fit of a surface begin from nothing."""
+    for cache in (surface._process, surface._sites):
+        cache.cache_clear()
+    surface._FITTED.clear()

@@ -37,6 +37,7 @@ from optuna.testing.pytest_samplers import (
 )
 from optuna.trial import Trial, TrialState, create_trial
 from scipy.stats import qmc
+from synthetic import forget_fits
 
 import sweeps.search.boundary as boundary
 from analysis import surface
@@ -172,15 +173,8 @@ def alone() -> list[dict[str, Any]]:
     return points(study)
 
 
-def forget() -> None:
-    """Let the next fit begin from nothing."""
-    for cache in (surface._process, surface._sites):
-        cache.cache_clear()
-    surface._FITTED.clear()
-
-
 def test_plans_of_another_process_are_the_same(alone: list[dict[str, Any]]) -> None:
-    forget()
+    forget_fits()
     with Counted() as executor:
         study = study_of(BoundarySampler(seed=1, space=PLANE, executor=executor))
         advance(study, PLANE, 80)
@@ -192,7 +186,7 @@ def test_what_was_fitted_elsewhere_is_not_fitted_again(monkeypatch: pytest.Monke
     """A map of the points that a plan was made from needs no more fits."""
     study = study_of(BoundarySampler(seed=1, space=PLANE))
     advance(study, PLANE, 24)
-    forget()
+    forget_fits()
     with Counted() as executor:
         study.sampler = BoundarySampler(seed=1, space=PLANE, executor=executor)
         study.ask(dict(PLANE))

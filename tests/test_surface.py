@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from synthetic import forget_fits
 
 from analysis import surface as model
 from analysis.gaussian_process import fit as fit_hyperparameters
@@ -367,9 +368,7 @@ def test_columns_of_held_axes() -> None:
 
 def cold(x: Array, margins: Array, asked: Array) -> Array:
     """Probabilities of a fit for which nothing was fitted before."""
-    model._process.cache_clear()
-    model._sites.cache_clear()
-    model._FITTED.clear()
+    forget_fits()
     return Surface.fit(x, margins).probabilities(asked)
 
 
@@ -537,9 +536,7 @@ def test_more_points_than_the_limit(monkeypatch: pytest.MonkeyPatch, zero: bool)
     """With few of them kept the map stays right, at every number of points."""
     monkeypatch.setattr(model, "LIMIT", 48)
     monkeypatch.setattr(model, "ENOUGH", 24)
-    model._process.cache_clear()
-    model._sites.cache_clear()
-    model._FITTED.clear()
+    forget_fits()
     space = (LR, NO_ALPHA, ZERO_DECAY) if zero else PLANE
     points = places(space, 260)
     margins = margins_of(np.where(points == 0, 1e-4, points))
@@ -555,9 +552,7 @@ def test_more_points_than_the_limit(monkeypatch: pytest.MonkeyPatch, zero: bool)
         assert kept == 48 + count - fitted_at(count)
         best = np.argmax(ask(surface, space, asked), axis=1)
         assert (best == truth)[far].all()
-    model._process.cache_clear()
-    model._sites.cache_clear()
-    model._FITTED.clear()
+    forget_fits()
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -11,9 +11,9 @@ from threading import Event, Thread
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from synthetic import forget_fits
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from analysis import surface
 from analysis.surface import Surface
 from trainables.threads import one_thread
 from trainables.trajectory import deterministic
@@ -90,10 +90,3 @@ def test_surfaces_fitted_at_once_are_those_fitted_alone() -> None:
         together = list(pool.map(fitted, places))
     forget_fits()
     assert [fitted(x) for x in places] == together
-
-
-def forget_fits() -> None:
-    """Let the next fit begin from nothing."""
-    for cache in (surface._process, surface._sites):
-        cache.cache_clear()
-    surface._FITTED.clear()
