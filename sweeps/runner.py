@@ -544,12 +544,16 @@ class _Stop(tune.Stopper):
         return {}
 
 
+#: Of Tune: each report of a trial goes to three files, and every ten seconds all trials to one, for
+#: a restore that is never made. Nobody reads them.
+FILES_OF_TUNE = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_GLOBAL_CHECKPOINT_S": "inf"}
+
+
 @contextmanager
 def _no_files() -> Iterator[None]:
-    """Tune writes each report to three files a trial that nobody reads; not here."""
-    name = "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"
-    former = os.environ.get(name)
-    os.environ[name] = "1"
+    """Without files of Tune that grow with the trials, and what it says of that."""
+    former = {name: os.environ.get(name) for name in FILES_OF_TUNE}
+    os.environ |= FILES_OF_TUNE
     loggers = [logging.getLogger(f"ray.tune.{part}") for part in UNFOUNDED]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -559,9 +563,10 @@ def _no_files() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-        del os.environ[name]
-        if former is not None:
-            os.environ[name] = former
+        for name, value in former.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
 
 
 @contextmanager

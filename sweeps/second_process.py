@@ -31,7 +31,10 @@ SETTINGS = ("OPENBLAS_CORETYPE", "NPY_DISABLE_CPU_FEATURES")
 class _Caller:
     """What lives in the process: an actor, so that Ray does not end it when it is idle."""
 
-    def __init__(self) -> None:
+    def __init__(self, niceness: int) -> None:
+        # Ray's workers give way to the driver, and this one would to those that wait for it.
+        with suppress(PermissionError):  # only root may
+            os.setpriority(os.PRIO_PROCESS, 0, niceness)
         keep_freed_memory()
 
     def call(self, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
@@ -60,7 +63,7 @@ class SecondProcess(Executor):
         here = ray.get_runtime_context().get_node_id()
         where = NodeAffinitySchedulingStrategy(here, soft=False)
         begin: Any = ray.remote(_Caller).options(num_cpus=0, scheduling_strategy=where)
-        self._actor: Any = begin.remote()
+        self._actor: Any = begin.remote(os.getpriority(os.PRIO_PROCESS, 0))
         self._asked: set[Future[Any]] = set()
         self._lock = Lock()
         expected = surroundings(module)

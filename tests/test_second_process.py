@@ -59,6 +59,17 @@ def test_it_calls_functions_in_one_process_of_its_own(beside: SecondProcess) -> 
     assert beside.submit(int, "ff", base=16).result(60) == 255
 
 
+def test_it_has_the_priority_of_the_driver(beside: SecondProcess) -> None:
+    """Where that is allowed: Ray's workers have a lower one, and they wait for what it computes."""
+    os.nice(1)
+    try:
+        os.nice(-1)
+    except PermissionError:
+        pytest.skip("only root may raise the priority of a process")
+    there = ask(beside, os.getpriority, os.PRIO_PROCESS, 0)
+    assert there == os.getpriority(os.PRIO_PROCESS, 0)
+
+
 def test_an_error_of_the_function_is_told_as_it_is(beside: SecondProcess) -> None:
     error = beside.submit(int, "x").exception(60)
     assert type(error) is ValueError and "'x'" in str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
+from ray.tune.execution import experiment_state
+from ray.tune.execution.tune_controller import TuneController
 
 import stabmap
 from sweeps.runner import _Session, execute
@@ -101,6 +105,27 @@ def test_study_hears_of_every_point(cluster: None, tmp_path: Path) -> None:
     assert {trial.state.name for trial in trials} == {"COMPLETE"}
     assert all(trial.value is not None and math.isfinite(trial.value) for trial in trials)
     assert any(trial.user_attrs["margins"][1] < 0 for trial in trials)
+
+
+def test_tune_writes_down_all_trials_at_the_ends_alone(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself it does so every ten seconds; here an hour passes whenever it looks at the time."""
+    saved, hours = list[int](), itertools.count()
+    save: Any = TuneController.save_to_dir
+
+    def watched(self: TuneController) -> None:
+        saved.append(next(hours))
+        save(self)
+
+    clock = SimpleNamespace(monotonic=lambda: 3600.0 * next(hours))
+    monkeypatch.setattr(TuneController, "save_to_dir", watched)
+    monkeypatch.setattr(experiment_state, "time", clock)
+    monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "7")
+    execute(spec_in(tmp_path, search__method="sobol", budget__points=6))
+    assert 1 <= len(saved) <= 2 and next(hours) > 5
+    assert os.environ["TUNE_GLOBAL_CHECKPOINT_S"] == "7"
+    assert "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS" not in os.environ
 
 
 def test_mlflow_children(finished: tuple[Path, Any]) -> None:
