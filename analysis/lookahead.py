@@ -25,7 +25,7 @@ Indices = NDArray[np.intp]
 #: Pairs of a candidate and a point of the box that are computed at once: they stay near the
 #: processor.
 PAIRS = 8192
-#: Shares of the box on which candidates are compared, one after the other.
+#: Shares of the box, as both fields see it, on which candidates are compared one after the other.
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 #: What rounding may add to a bound, as a share of the misclassified volume.
 ROUNDING = 1e-9
@@ -55,26 +55,28 @@ class Outlook:
         """
         drop = np.full(len(self._taken), -np.inf)
         likely = self._likely(np.flatnonzero(~self._taken))
-        drop[likely] = self._drop(likely)
+        one, two = self._fields
+        drop[likely] = one.drop(likely) + two.drop(likely)
         index = int(np.argmax(drop))
         return float(drop[index]), index
 
     def _likely(self, candidates: Indices) -> Indices:
         """Those of some candidates that may have the largest expected drop."""
-        one, two = (field.doubt for field in self._fields)
-        order = np.argsort(-(one + two))
-        beyond = np.append((one + two)[order][::-1].cumsum()[::-1], 0.0)
+        # Where one field is in doubt the other seldom is, so that each has places of its own.
+        doubt = np.concatenate([field.doubt for field in self._fields])
+        order, places = np.argsort(-doubt), len(doubt) // len(self._fields)
+        beyond = np.append(doubt[order][::-1].cumsum()[::-1], 0.0)
         found, begin = np.zeros(len(candidates)), 0
         for end in (int(share * len(order)) for share in SHARES):
             if end > begin and len(candidates) > 1:
-                found += self._drop(candidates, order[begin:end]) * (end - begin)
+                for index, field in enumerate(self._fields):
+                    here = order[begin:end] - index * places
+                    here = here[(here >= 0) & (here < places)]
+                    if len(here):
+                        found += field.drop(candidates, here) * len(here)
                 worse = found + beyond[end] + ROUNDING * beyond[0] < found.max()
                 candidates, found, begin = candidates[~worse], found[~worse], end
         return candidates
-
-    def _drop(self, candidates: Indices, places: Indices | None = None) -> Array:
-        one, two = (field.drop(candidates, places) for field in self._fields)
-        return one + two
 
     def take(self, index: int) -> None:
         """Go on as if the labels of a candidate were known, whichever they are."""
