@@ -32,8 +32,8 @@ class _Caller:
     """What lives in the process: an actor, so that Ray does not end it when it is idle."""
 
     def __init__(self, niceness: int) -> None:
-        # Ray's workers give way to the driver, and this one would to those that wait for it.
-        with suppress(PermissionError):  # only root may
+        # Ray gives workers a lower priority than the driver's, whose work this is.
+        with suppress(OSError):  # only root may
             os.setpriority(os.PRIO_PROCESS, 0, niceness)
         keep_freed_memory()
 
