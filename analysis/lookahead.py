@@ -69,9 +69,9 @@ class Outlook:
         found, begin = np.zeros(len(candidates)), 0
         for end in (int(share * len(order)) for share in SHARES):
             if end > begin and len(candidates) > 1:
+                pairs = order[begin:end]
                 for index, field in enumerate(self._fields):
-                    here = order[begin:end] - index * places
-                    here = here[(here >= 0) & (here < places)]
+                    here = pairs[pairs // places == index] % places
                     if len(here):
                         found += field.drop(candidates, here) * len(here)
                 worse = found + beyond[end] + ROUNDING * beyond[0] < found.max()
