@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,11 @@ BOUNDS_PLANE = (-2.0, 10.0)
 BOUNDS_ROUGHNESS = (-7.0, 8.0)
 #: Length of the rough part, in the units of the inputs.
 ROUGH_LENGTH = 0.05
+#: A climb ends after so many steps, or with one that gains less than this share of the objective.
 ITERATIONS = 25
+LEAST_GAIN = 1e7 * float(np.finfo(np.float64).eps)
+#: The same where fewer points have shown the way: what is left to gain moves no boundary.
+LEAST_GAIN_NEAR = 1e-4
 #: Logarithms of variances to which a start is softened: an objective of labels is flat where the
 #: process is far too sure of some of them.
 SOFT = (3.0, 5.0, 3.0)
@@ -172,19 +177,20 @@ def fit(
     size = _Size(x.shape[1], indicators)
     if abs(labels.sum()) == len(labels):  # one sign alone says nothing about lengths
         return size.unpack(size.means)
-    starts = list(size.starts())
+    starts, least = list(size.starts()), LEAST_GAIN
     if near is not None:
         raw = size.pack(near)
-        starts = [raw, np.concatenate([raw[: -len(SOFT)], SOFT])]
-    found = min((_climb(size, start, x, labels) for start in starts), key=lambda pair: pair[1])
-    return size.unpack(_climb(size, found[0], x, labels)[0])
+        starts, least = [raw, np.concatenate([raw[: -len(SOFT)], SOFT])], LEAST_GAIN_NEAR
+    climbed = [_climb(size, start, x, labels, least) for start in starts]
+    best, _ = min(climbed, key=itemgetter(1))
+    return size.unpack(_climb(size, best, x, labels, least)[0])
 
 
-def _climb(size: _Size, start: Array, x: Array, labels: Array) -> tuple[Array, float]:
+def _climb(size: _Size, start: Array, x: Array, labels: Array, least: float) -> tuple[Array, float]:
     objective = _Objective(size, x, labels)
     found = minimize(
         objective, start, jac=True, method="L-BFGS-B", bounds=size.bounds(),
-        options={"maxiter": ITERATIONS},
+        options={"maxiter": ITERATIONS, "ftol": least},
     )  # fmt: skip
     return found.x, float(found.fun)
 

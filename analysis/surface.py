@@ -31,9 +31,9 @@ ZERO_SHARE = 1 / 8
 #: it each time their number has grown by a factor, or by MOST.
 STEP = 8
 ALWAYS = 64
-GROWTH = 1.15
+GROWTH = 1.25
 MOST = 256
-#: Factor between the numbers of points whose hyperparameters others start from.
+#: Hyperparameters are climbed to from those of this many times fewer points, or of still fewer.
 ANCHORS = 1.5
 #: Points that hyperparameters are fitted to, and that a process is made of, up to MOST more.
 ENOUGH = 256
@@ -269,13 +269,12 @@ def remember(found: Fitted) -> None:
 
 
 def anchor(count: int) -> int | None:
-    """Of how many first points the hyperparameters are fitted before those of `count` points."""
-    if count <= ALWAYS:
-        return None
-    level = ALWAYS
-    while level * ANCHORS < count:
-        level = int(level * ANCHORS)
-    return level
+    """Of how many first points the hyperparameters are fitted before those of `count` points.
+
+    A number that they are fitted at in any case, as a search finds them.
+    """
+    fewer = fitted_at(int(count / ANCHORS))
+    return fewer if fewer >= ALWAYS else None
 
 
 def representatives(x: Array, labels: Array, count: int) -> NDArray[np.int_]:
