@@ -254,7 +254,7 @@ def test_regions_have_the_colour_of_the_likeliest_regime(two: StabilityMap, open
     """Hatched or not, pale where the model is unsure."""
     # Places whose surroundings of about two pixels look the same: five to each.
     corners = np.array([(0, 0), (1, 1), (1, -1), (-1, 1), (-1, -1)])
-    units = np.random.default_rng(0).uniform(0.02, 0.98, (1500, 1, 2)) + 0.004 * corners
+    units = np.random.default_rng(0).uniform(0.02, 0.98, (3000, 1, 2)) + 0.004 * corners
     lr, decay = (np.asarray(two.axes[i].from_unit(units[..., j])) for j, i in enumerate((0, 2)))
     chances = two.classify(lr=lr, weight_decay=decay)
     stack = np.stack([chances[name] for name in REGIMES])
