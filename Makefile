@@ -4,6 +4,7 @@ SPEC ?= sweeps/presets/mnist-mlp.yaml
 UPGRADE ?=
 NAME ?=
 SET ?=
+PROCESSES ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -46,8 +47,9 @@ lint: $(READY)  ## style, formatting, types and import directions
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint  ## lint, then all tests
-	$(BIN)/pytest
+# A file stays in one process: its tests share a Ray, a server or a sweep.
+test: lint  ## lint, then all tests, in two processes (PROCESSES=1 runs one after the other)
+	$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile
 
 docs: $(READY)  ## build the documentation site into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
