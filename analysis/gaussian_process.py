@@ -49,7 +49,8 @@ ROUGH_LENGTH = 0.05
 #: A climb ends after so many steps, or with one that gains less than this share of the objective.
 ITERATIONS = 25
 LEAST_GAIN = 1e7 * float(np.finfo(np.float64).eps)
-#: The same where fewer points have shown the way: what is left to gain moves no boundary.
+#: The same where fewer points have shown the way: some thousandths in the logarithm of the
+#: posterior tell no hyperparameters apart.
 LEAST_GAIN_NEAR = 1e-4
 #: Logarithms of variances to which a start is softened: an objective of labels is flat where the
 #: process is far too sure of some of them.
