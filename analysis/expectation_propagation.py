@@ -8,6 +8,10 @@ Processes for Machine Learning, section 3.6). All sites are updated at once.
 With lapses there are several solutions: one of them gives up every label as a lapse. Without them
 the problem is log-concave and has one. So the sites are first found without lapses, and from there
 with them: what is found does not depend on where it began.
+
+A label is the sign of f + e, e normal of variance 1. Where more is known of f + e than its sign
+(`Sizes`), it is either that number itself, whose factor is a Gaussian, or that it lies beyond one.
+This is Tobin's model of censored observations (Econometrica 26, 1958).
 """
 
 from __future__ import annotations
@@ -31,6 +35,19 @@ ROUGHLY = 0.1
 TOLERANCE = 1e-3
 SWEEPS = 100
 SMALLEST = 1e-10
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is known of observations f + e beyond their signs.
+
+    Args:
+        at: how far each lies from 0, (n,), not negative; 0 where its sign is all that is known.
+        exact: whether it lies there, (n,); if not, there or farther away.
+    """
+
+    at: Array
+    exact: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -87,13 +104,42 @@ def label_moments(
     )
 
 
+def moments(
+    labels: Array, sizes: Sizes | None, mean: Array, variance: Array, log_lapse: float = LOG_LAPSE
+) -> tuple[Array, Array, Array]:
+    """`label_moments` of observations of which more than the sign may be known.
+
+    Of an exact one Z is its density. Lapses are of signs alone.
+    """
+    if sizes is None:
+        return label_moments(labels, mean, variance, log_lapse)
+    signed = labels * sizes.at
+    beyond = label_moments(labels, mean - signed, variance, log_lapse)
+    total = 1 + variance
+    slope = (signed - mean) / total
+    exact = (
+        -0.5 * (slope**2 * total + np.log(total)) - LOG_ROOT,
+        slope,
+        np.broadcast_to(-1 / total, slope.shape),
+    )
+    log_z, first, second = (
+        np.where(sizes.exact, one, other) for one, other in zip(exact, beyond, strict=True)
+    )
+    return log_z, first, second
+
+
 def label_probability(mean: Array, variance: Array) -> Array:
     """Probability that the label at f ~ N(mean, variance) is +1, apart from lapses."""
     probability: Array = ndtr(mean / np.sqrt(1 + variance))
     return probability
 
 
-def propagate(covariance: Array, labels: Array, start: tuple[Array, Array] | None = None) -> Sites:
+def propagate(
+    covariance: Array,
+    labels: Array,
+    start: tuple[Array, Array] | None = None,
+    sizes: Sizes | None = None,
+) -> Sites:
     """Find the sites of labels.
 
     Args:
@@ -101,20 +147,33 @@ def propagate(covariance: Array, labels: Array, start: tuple[Array, Array] | Non
         labels: +1 or -1 at each, (n,).
         start: precisions and shifts to begin from. They change the effort, and the result within
             the tolerance.
+        sizes: what is known beyond the labels; None for nothing.
     """
+    seen = _Seen(labels, sizes)
     if start is not None:
         with np.errstate(over="ignore", invalid="ignore"):
-            sites, settled = _settle(covariance, labels, *start)
+            sites, settled = _settle(covariance, seen, *start)
         if settled:
             return sites  # else the start was so far off that it did not get there, or overflowed
-    return _settle(covariance, labels, np.zeros(len(labels)), np.zeros(len(labels)))[0]
+    return _settle(covariance, seen, np.zeros(len(labels)), np.zeros(len(labels)))[0]
 
 
-def _settle(covariance: Array, labels: Array, precision: Array, shift: Array) -> tuple[Sites, bool]:
+@dataclass(frozen=True)
+class _Seen:
+    """All observations."""
+
+    labels: Array
+    sizes: Sizes | None
+
+    def moments(self, mean: Array, variance: Array, log_lapse: float) -> tuple[Array, Array, Array]:
+        return moments(self.labels, self.sizes, mean, variance, log_lapse)
+
+
+def _settle(covariance: Array, seen: _Seen, precision: Array, shift: Array) -> tuple[Sites, bool]:
     """Sites, first without lapses and then with them; and whether both stay."""
     state = _State.of(covariance, precision, shift)
-    state, _, roughly = _sweep(covariance, labels, state, -np.inf, ROUGHLY)
-    state, log_z, settled = _sweep(covariance, labels, state, LOG_LAPSE, TOLERANCE)
+    state, _, roughly = _sweep(covariance, seen, state, -np.inf, ROUGHLY)
+    state, log_z, settled = _sweep(covariance, seen, state, LOG_LAPSE, TOLERANCE)
     return _sites(state, log_z), roughly and settled
 
 
@@ -146,7 +205,7 @@ class _State:
 
 
 def _sweep(
-    covariance: Array, labels: Array, state: _State, log_lapse: float, tolerance: float
+    covariance: Array, seen: _Seen, state: _State, log_lapse: float, tolerance: float
 ) -> tuple[_State, Array, bool]:
     """Update all sites until they stay.
 
@@ -154,7 +213,7 @@ def _sweep(
     """
     for sweep in range(SWEEPS):
         precision, shift, others = state.precision, state.shift, state.others
-        log_z, slope, bend = label_moments(labels, state.other_mean, 1 / others, log_lapse)
+        log_z, slope, bend = seen.moments(state.other_mean, 1 / others, log_lapse)
         # A lapse can bend the wrong way; a site of next to no precision then leaves it out.
         bend = np.minimum(bend, -SMALLEST)
         left = np.maximum(1 + bend / others, SMALLEST)

@@ -26,7 +26,8 @@ from scipy.linalg import solve_triangular
 from scipy.linalg.lapack import dpotrs
 from scipy.optimize import minimize
 
-from analysis.expectation_propagation import Sites, propagate
+from analysis.expectation_propagation import Sites, Sizes, moments, propagate
+from analysis.graded import Graded
 
 Array = NDArray[np.float64]
 
@@ -44,6 +45,9 @@ BOUNDS_BELOW = (-30.0, 30.0)
 BOUNDS_VARIANCE = (-2.0, 8.0)
 BOUNDS_PLANE = (-2.0, 10.0)
 BOUNDS_ROUGHNESS = (-7.0, 8.0)
+#: Logarithm of the scale that takes a side's limit to 3, and the deviation of its prior.
+SCALE = (np.log(3.0), 2.0)
+BOUNDS_SCALE = 6.0
 #: Length of the rough part, in the units of the inputs.
 ROUGH_LENGTH = 0.05
 #: A climb ends after so many steps, or with one that gains less than this share of the objective.
@@ -67,12 +71,15 @@ class Hyperparameters:
         variance: of the Matern 3/2 part.
         plane: variance of the constant and of each slope of the plane.
         roughness: variance of a Matern 1/2 part of length ROUGH_LENGTH, equal in all directions.
+        scales: how far an observation lies from 0 for each unit of its margin, for each side that
+            `Graded` counts.
     """
 
     metric: Array
     variance: float
     plane: float
     roughness: float
+    scales: tuple[float, ...] = ()
 
     def covariance(self, first: Array, second: Array) -> Array:
         """(n, m) prior covariances between (n, d) and (m, d) inputs."""
@@ -111,6 +118,7 @@ class Classifier:
         labels: +1 or -1 at each, (n,).
         hyperparameters: from `fit`, or chosen.
         start: precisions and shifts of the sites of the first points, from an earlier process.
+        graded: sizes of margins, if `hyperparameters` has scales for them.
     """
 
     def __init__(
@@ -119,11 +127,13 @@ class Classifier:
         labels: Array,
         hyperparameters: Hyperparameters,
         start: tuple[Array, Array] | None = None,
+        graded: Graded | None = None,
     ) -> None:
         self.hyperparameters = hyperparameters
         self.inputs = np.asarray(x, dtype=np.float64)
         covariance = _jittered(hyperparameters.covariance(self.inputs, self.inputs))
-        self.sites = propagate(covariance, labels, start)
+        sizes = None if graded is None else graded.sizes(hyperparameters.scales)
+        self.sites = propagate(covariance, labels, start, sizes)
         self._weights = _weights(self.sites, covariance)
 
     def half(self, x: Array) -> tuple[Array, Array]:
@@ -163,7 +173,11 @@ def _solve(factor: Array, right: Array) -> Array:
 
 
 def fit(
-    x: Array, labels: Array, indicators: int = 0, near: Hyperparameters | None = None
+    x: Array,
+    labels: Array,
+    indicators: int = 0,
+    near: Hyperparameters | None = None,
+    graded: Graded | None = None,
 ) -> Hyperparameters:
     """The most probable hyperparameters: a function of its arguments alone.
 
@@ -173,24 +187,27 @@ def fit(
         x: inputs, (n, d), of order one and centred near 0.
         labels: +1 or -1 at each, (n,).
         indicators: how many of the last columns indicate categories.
-        near: those of fewer points, to start from; None for fixed starts alone.
+        near: those of fewer points, or of the labels alone, to start from; None for fixed starts
+            alone.
+        graded: sizes of margins; None for labels alone.
     """
-    size = _Size(x.shape[1], indicators)
+    size = _Size(x.shape[1], indicators, () if graded is None else graded.limits)
     if abs(labels.sum()) == len(labels):  # one sign alone says nothing about lengths
         return size.unpack(size.means)
     starts, least = list(size.starts()), LEAST_GAIN
     if near is not None:
         raw = size.pack(near)
-        starts, least = [raw, np.concatenate([raw[: -len(SOFT)], SOFT])], LEAST_GAIN_NEAR
-    climbed = [_climb(size, start, x, labels, least) for start in starts]
+        softened = raw.copy()
+        softened[size.heights] = SOFT
+        starts, least = [raw, softened], LEAST_GAIN_NEAR
+    climbed = [_climb(_Objective(size, x, labels, graded), start, least) for start in starts]
     best, _ = min(climbed, key=itemgetter(1))
-    return size.unpack(_climb(size, best, x, labels, least)[0])
+    return size.unpack(_climb(_Objective(size, x, labels, graded), best, least)[0])
 
 
-def _climb(size: _Size, start: Array, x: Array, labels: Array, least: float) -> tuple[Array, float]:
-    objective = _Objective(size, x, labels)
+def _climb(objective: _Objective, start: Array, least: float) -> tuple[Array, float]:
     found = minimize(
-        objective, start, jac=True, method="L-BFGS-B", bounds=size.bounds(),
+        objective, start, jac=True, method="L-BFGS-B", bounds=objective.size.bounds(),
         options={"maxiter": ITERATIONS, "ftol": least},
     )  # fmt: skip
     return found.x, float(found.fun)
@@ -202,6 +219,7 @@ class _Size:
 
     d: int
     indicators: int = 0
+    limits: tuple[float, ...] = ()
 
     @cached_property
     def below(self) -> tuple[NDArray[np.int_], ...]:
@@ -210,6 +228,16 @@ class _Size:
 
     def _repeat(self, diagonal: Any, below: Any, *variances: Any) -> list[Any]:
         return [diagonal] * self.d + [below] * len(self.below[0]) + list(variances)
+
+    @property
+    def heights(self) -> slice:
+        """Where the variances stand."""
+        first = self.d + len(self.below[0])
+        return slice(first, first + len(SOFT))
+
+    def _scales(self) -> Array:
+        logs: Array = SCALE[0] - np.log(self.limits)
+        return logs
 
     @cached_property
     def means(self) -> Array:
@@ -220,46 +248,54 @@ class _Size:
         return np.array([prior[1] for prior in self._priors()])
 
     def _priors(self) -> list[tuple[float, float]]:
-        return self._repeat(DIAGONAL, BELOW, VARIANCE, PLANE, ROUGHNESS)
+        scales = [(mean, SCALE[1]) for mean in self._scales()]
+        return self._repeat(DIAGONAL, BELOW, VARIANCE, PLANE, ROUGHNESS, *scales)
 
     def bounds(self) -> list[tuple[float, float]]:
-        return self._repeat(
-            BOUNDS_DIAGONAL, BOUNDS_BELOW, BOUNDS_VARIANCE, BOUNDS_PLANE, BOUNDS_ROUGHNESS
-        )
+        scales = [(mean - BOUNDS_SCALE, mean + BOUNDS_SCALE) for mean in self._scales()]
+        heights = BOUNDS_VARIANCE, BOUNDS_PLANE, BOUNDS_ROUGHNESS
+        return self._repeat(BOUNDS_DIAGONAL, BOUNDS_BELOW, *heights, *scales)
 
     def starts(self) -> Iterable[Array]:
         """Fixed starts: slanted neither way and both ways."""
         for slope in (0.0, 3.0, -3.0) if len(self.below[0]) else (0.0,):
             heights = VARIANCE[0], PLANE[0], ROUGHNESS[0]
-            yield np.array(self._repeat(DIAGONAL[0], slope, *heights))
+            yield np.array(self._repeat(DIAGONAL[0], slope, *heights, *self._scales()))
 
     def pack(self, at: Hyperparameters) -> Array:
+        """As a vector; scales that are not there begin where their priors have them."""
         heights = np.log([at.variance, at.plane, at.roughness])
-        return np.concatenate([np.log(np.diag(at.metric)), at.metric[self.below], heights])
+        fits = len(at.scales) == len(self.limits)
+        scales = np.log(at.scales) if fits else self._scales()
+        return np.concatenate([np.log(np.diag(at.metric)), at.metric[self.below], heights, scales])
 
     def unpack(self, raw: Array) -> Hyperparameters:
+        heights = self.heights
         metric = np.diag(np.exp(raw[: self.d]))
-        metric[self.below] = raw[self.d : -3]
-        return Hyperparameters(metric, *np.exp(raw[-3:]).tolist())
+        metric[self.below] = raw[self.d : heights.start]
+        scales = tuple(np.exp(raw[heights.stop :]).tolist())
+        variance, plane, roughness = np.exp(raw[heights]).tolist()
+        return Hyperparameters(metric, variance, plane, roughness, scales)
 
 
 class _Objective:
     """Minus the log posterior of the raw hyperparameters, and its gradient."""
 
-    def __init__(self, size: _Size, x: Array, labels: Array) -> None:
-        self._size, self._x, self._labels = size, x, labels
+    def __init__(self, size: _Size, x: Array, labels: Array, graded: Graded | None = None) -> None:
+        self.size, self._x, self._labels, self._graded = size, x, labels, graded
         self._planes, self._rough = 1 + x @ x.T, _rough(x, x)
         self._start: tuple[Array, Array] | None = None
 
     def __call__(self, raw: Array) -> tuple[float, Array]:
-        at, x = self._size.unpack(raw), self._x
+        at, x = self.size.unpack(raw), self._x
         image = x @ at.metric
         scaled = _scaled_distance(image, image)
         decay = np.exp(-scaled)
         matern, plane = at.variance * (1 + scaled) * decay, at.plane * self._planes
         rough = at.roughness * self._rough
         covariance = _jittered(matern + plane + rough)
-        sites = propagate(covariance, self._labels, self._start)
+        sizes = None if self._graded is None else self._graded.sizes(at.scales)
+        sites = propagate(covariance, self._labels, self._start, sizes)
         # d value / d covariance: its trace with d covariance / d parameter is each gradient.
         root, weights = sites.root, _weights(sites, covariance)
         slope = root[:, None] * _solve(sites.factor, np.diag(root))
@@ -270,11 +306,25 @@ class _Objective:
         gradient = np.concatenate(
             [
                 np.diag(by_metric) * np.diag(at.metric),
-                by_metric[self._size.below],
+                by_metric[self.size.below],
                 [(slope * matern).sum(), (slope * plane).sum(), (slope * rough).sum()],
+                self._by_scale(sites, sizes),
             ]
         )
-        distance = (raw - self._size.means) / self._size.deviations
+        distance = (raw - self.size.means) / self.size.deviations
         value = float(0.5 * distance @ distance - sites.log_evidence)
+        if self._graded is not None:  # the density of a margin is that of f + e times its scale
+            value -= float(np.log(at.scales)[self._graded.side] @ self._graded.exact)
         self._start = sites.precision, sites.shift
-        return value, gradient + distance / self._size.deviations
+        return value, gradient + distance / self.size.deviations
+
+    def _by_scale(self, sites: Sites, sizes: Sizes | None) -> Array:
+        """Derivatives in the logarithms of the scales: only what is observed depends on them."""
+        if self._graded is None or sizes is None:
+            return np.empty(0)
+        mean, variance = sites.leave_one_out
+        _, slope, _ = moments(self._labels, sizes, mean, variance)
+        each = slope * self._labels * sizes.at - sizes.exact
+        sides = np.arange(len(self._graded.limits))
+        totals: Array = (self._graded.side == sides[:, None]) @ each
+        return totals

@@ -7,7 +7,7 @@ hold the same model to the bit, whatever either of them fitted before.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from threading import Lock
 
@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-from analysis.expectation_propagation import label_probability
+from analysis.expectation_propagation import LOG_LAPSE, label_moments, label_probability
 from analysis.gaussian_process import Classifier, Hyperparameters, fit
+from analysis.graded import Graded
 from trainables.domain import Axis, InputError, Mistake
 from trainables.threads import one_thread
 
@@ -38,8 +39,10 @@ ANCHORS = 1.5
 #: Points that hyperparameters are fitted to, and that a process is made of, up to MOST more.
 ENOUGH = 256
 LIMIT = 1000
+#: Sizes of margins count until forecasts by the labels alone are better by so many nats in all.
+PATIENCE = 4.0
 #: Fits that are remembered.
-REMEMBERED = 64
+REMEMBERED = 128
 #: Points that are predicted at once: memory stays small.
 CHUNK = 2048
 
@@ -51,11 +54,15 @@ class Field:
         x: unit coordinates, (n, d); see `columns`.
         labels: +1 where the margin is positive or 0, -1 where it is negative, (n,).
         indicators: how many of the last columns indicate categories.
+        sizes: of the margins, (n,), not finite where they say nothing; None for labels alone. They
+            count where they help to forecast labels.
     """
 
-    def __init__(self, x: Array, labels: Array, indicators: int = 0) -> None:
+    def __init__(
+        self, x: Array, labels: Array, indicators: int = 0, sizes: Array | None = None
+    ) -> None:
         with one_thread():
-            self.process = _process(_Labelled.of(x, labels, indicators))
+            self.process = _process(_chosen(_Labelled.of(x, labels, indicators, sizes)))
         self.labels = labels
         #: The sign of all labels where there is only one, else 0.
         self.only = float(labels[0]) if abs(labels.sum()) == len(labels) else 0.0
@@ -87,14 +94,18 @@ class Surface:
     bounded: Field
 
     @classmethod
-    def fit(cls, x: Array, margins: Array, indicators: int = 0) -> Surface:
+    def fit(cls, x: Array, margins: Array, indicators: int = 0, *, sizes: bool = False) -> Surface:
         """Fit both fields.
 
         Args:
             x: (n, d) unit coordinates; see `columns`.
-            margins: (n, 2) margins, stable then bounded; only their signs matter. Margins that are
-                not a number count as negative.
+            margins: (n, 2) margins, stable then bounded; without `sizes` only their signs matter.
+                Margins that are not a number count as negative.
             indicators: how many of the last columns indicate categories.
+            sizes: whether sizes of margins near a boundary count, where they help to forecast the
+                labels of later points. Those of stable margins count on both sides, where a
+                training stays bounded, and those of bounded margins where it diverges: bounded
+                trainings do not tell by their growth how near they are.
 
         Raises:
             InputError: there is no point to fit.
@@ -102,7 +113,7 @@ class Surface:
         if not len(x):
             law, remedy = "a map needs at least one finished point", "wait for the first results"
             raise InputError([Mistake("points", 0, law, f"{remedy}, or run the sweep")])
-        return cls(*(Field(x, labels, indicators) for labels in _labels(margins)))
+        return cls(*(_field(x, margins, indicators, i, sizes) for i in (0, 1)))
 
     def probabilities(self, x: Array) -> Array:
         """(m, 3) probabilities of stable, restrained and divergent at (m, d) unit coordinates."""
@@ -124,10 +135,25 @@ class Surface:
         return np.stack([self.stable.probability(x), self.bounded.probability(x)], axis=-1)
 
 
+def _field(x: Array, margins: Array, indicators: int, field: int, sizes: bool) -> Field:
+    known = _sizes(margins)[field] if sizes else None
+    return Field(x, _labels(margins)[field], indicators, known)
+
+
 def _labels(margins: Array) -> tuple[Array, Array]:
     """Labels of the two fields, each (n,), from (n, 2) margins."""
     positive = margins >= 0
     return np.where(positive.all(1), 1.0, -1.0), np.where(positive[:, 1], 1.0, -1.0)
+
+
+def _sizes(margins: Array) -> tuple[Array, Array]:
+    """Sizes of the margins of both fields, each (n,), where they say something."""
+    stable, bounded = margins.T
+    diverges = ~(bounded >= 0)
+    return (
+        np.where(diverges, np.inf, np.abs(stable)),
+        np.where(diverges, np.abs(bounded), np.inf),
+    )
 
 
 def regime_probabilities(stable: Array, bounded: Array) -> Array:
@@ -170,20 +196,40 @@ class _Labelled:
 
     x: bytes
     labels: bytes
+    sizes: bytes
     d: int
     indicators: int
 
     @classmethod
-    def of(cls, x: Array, labels: Array, indicators: int) -> _Labelled:
+    def of(cls, x: Array, labels: Array, indicators: int, sizes: Array | None = None) -> _Labelled:
         centred = np.ascontiguousarray(x, dtype=np.float64) - 0.5
-        return cls(centred.tobytes(), labels.astype(np.float64).tobytes(), x.shape[1], indicators)
+        known = np.empty(0) if sizes is None else sizes
+        where, seen, far = (part.astype(np.float64).tobytes() for part in (centred, labels, known))
+        return cls(where, seen, far, x.shape[1], indicators)
 
     def arrays(self) -> tuple[Array, Array]:
         return np.frombuffer(self.x).reshape(-1, self.d), np.frombuffer(self.labels)
 
+    @property
+    def graded(self) -> Graded | None:
+        """The sizes that count; None without a boundary to be near to."""
+        labels, sizes = np.frombuffer(self.labels), np.frombuffer(self.sizes)
+        if not len(sizes) or abs(labels.sum()) == len(labels):
+            return None
+        return Graded.of(labels, sizes)
+
+    def __len__(self) -> int:
+        return len(self.labels) // 8
+
     def first(self, count: int) -> _Labelled:
         x, labels = self.arrays()
-        return _Labelled(x[:count].tobytes(), labels[:count].tobytes(), self.d, self.indicators)
+        parts = x, labels, np.frombuffer(self.sizes)
+        where, seen, far = (part[:count].tobytes() for part in parts)
+        return _Labelled(where, seen, far, self.d, self.indicators)
+
+    def plain(self) -> _Labelled:
+        """The labels alone."""
+        return replace(self, sizes=b"")
 
 
 def fitted_at(count: int) -> int:
@@ -211,7 +257,42 @@ def _process(given: _Labelled) -> Classifier:
     if len(x) > base:
         precision, shift = _sites(given.first(base))
         start = _extended(precision, len(kept)), _extended(shift, len(kept))
-    return Classifier(x[kept], labels[kept], _hyperparameters(given.first(base)), start)
+    found = _hyperparameters(given.first(base))
+    graded, fitted_to = given.graded, given.first(base).graded
+    if graded is not None:
+        # Scales are those of the first points: a side that they had no sizes of has none.
+        same = fitted_to is not None and fitted_to.signs == graded.signs
+        graded = graded.of_rows(kept) if same else None
+    return Classifier(x[kept], labels[kept], found, start, graded)
+
+
+def _chosen(given: _Labelled) -> _Labelled:
+    """With sizes, if they do not make forecasts worse; else the labels alone.
+
+    Each few points are forecast from those before them, once with sizes and once without. What the
+    first ALWAYS points say is final.
+    """
+    if not given.sizes:
+        return given
+    gain = sum(
+        _gain(given.first(count), count - STEP)
+        for count in range(2 * STEP, min(len(given), ALWAYS) + 1, STEP)
+    )
+    return given if gain >= -PATIENCE else given.plain()
+
+
+@lru_cache(maxsize=4 * REMEMBERED)
+def _gain(given: _Labelled, known: int) -> float:
+    """By how much sizes make the labels after the `known` first points more probable, in nats."""
+    before = given.first(known)
+    if before.graded is None:
+        return 0.0
+    x, labels = (part[known:] for part in given.arrays())
+    with_sizes, without = (
+        label_moments(labels, *_process(one).predict(x), LOG_LAPSE)[0].sum()
+        for one in (before, before.plain())
+    )
+    return float(with_sizes - without)
 
 
 @lru_cache(maxsize=32)
@@ -230,10 +311,14 @@ def _hyperparameters(given: _Labelled) -> Hyperparameters:
     if found is None:
         x, labels = given.arrays()
         kept = representatives(x, labels, ENOUGH)
-        near = None
+        graded, near = given.graded, None
         if (fewer := anchor(len(x))) is not None:
             near = _hyperparameters(given.first(fewer))
-        found = fit(x[kept], labels[kept], given.indicators, near)
+        elif graded is not None:
+            near = _hyperparameters(given.plain())
+        if graded is not None:
+            graded = graded.of_rows(kept)
+        found = fit(x[kept], labels[kept], given.indicators, near, graded)
     remember({given: found})
     return found
 
@@ -244,7 +329,7 @@ _FITTED: Fitted = {}
 _LOCK = Lock()
 
 
-def fitted(x: Array, margins: Array, indicators: int, field: int) -> Fitted:
+def fitted(x: Array, margins: Array, indicators: int, field: int, *, sizes: bool = False) -> Fitted:
     """What takes longest of `Surface.fit`, for another process to `remember`.
 
     Args:
@@ -252,10 +337,13 @@ def fitted(x: Array, margins: Array, indicators: int, field: int) -> Fitted:
         margins: likewise.
         indicators: likewise.
         field: 0 for the stable one, 1 for the bounded one.
+        sizes: likewise.
     """
-    given = _Labelled.of(x, _labels(margins)[field], indicators).first(fitted_at(len(x)))
+    known = _sizes(margins)[field] if sizes else None
+    given = _Labelled.of(x, _labels(margins)[field], indicators, known)
     with one_thread():
-        return {given: _hyperparameters(given)}
+        given = _chosen(given).first(fitted_at(len(x)))
+        return {one: _hyperparameters(one) for one in (given, given.plain())}
 
 
 def remember(found: Fitted) -> None:

@@ -30,12 +30,13 @@ class Search:
     Args:
         problem: what is searched.
         seed: of the sampler and of the noise.
+        sizes: whether sizes of margins count too.
     """
 
-    def __init__(self, problem: Problem, seed: int) -> None:
+    def __init__(self, problem: Problem, seed: int, sizes: bool = False) -> None:
         self._space = axes_of(problem.dimension)
         self._measure = measured(problem, seed)
-        self._sampler = BoundarySampler(seed=seed, space=self._space)
+        self._sampler = BoundarySampler(seed=seed, space=self._space, sizes=sizes)
         self._study = optuna.create_study(sampler=self._sampler)
         at, self.truth = problem.sample
         self._at = [dict(zip(self._space, map(float, place), strict=True)) for place in at]

@@ -44,7 +44,7 @@ from _boundary_search import Search, measured
 from threadpoolctl import threadpool_limits
 
 TARGETS = (0.02, 0.01)
-METHODS = ("boundary", "grid", "sobol", "quadtree", "tpe", "gp")
+METHODS = ("boundary", "sizes", "grid", "sobol", "quadtree", "tpe", "gp")
 #: Seeds that nothing was chosen on.
 FIRST_SEED = 100
 SEEDS = 5
@@ -88,8 +88,8 @@ def curve_of(job: Job) -> Curve:
     problem, seed = PROBLEMS[job.problem], job.seed
     choices = (QUICK, QUICK_COSTLY) if job.quick else (CHEAP, COSTLY)
     most = choices[problem.costly]
-    if job.method == "boundary":
-        return list(Search(problem, seed).curve(most.boundary))
+    if job.method in ("boundary", "sizes"):
+        return list(Search(problem, seed, job.method == "sizes").curve(most.boundary))
     measure, d = measured(problem, seed), problem.dimension
     tpe, gp = optuna.samplers.TPESampler, optuna.samplers.GPSampler
     rivals: dict[str, Callable[[], Iterable[Sample]]] = {

@@ -2,6 +2,7 @@
 
 Run: .venv/bin/python benchmarks/map_cost.py
      .venv/bin/python benchmarks/map_cost.py --tasks one-layer-cnn
+     .venv/bin/python benchmarks/map_cost.py --sizes
 
 For one-layer-cnn and mnist-mlp over (lr, weight decay): gradient evaluations of all trajectories of
 all points (Hessian products of the sharpness included, as `trainables.dynamics.curvature` counts
@@ -13,7 +14,8 @@ them) until 2 % of the box is misclassified, and no more after any of the next 8
 A training of the grid that blows up ends there, as anyone would have it who looks for a NaN; the
 price without that, every step of every point, is printed beside it. The search's batches know all
 results before them; a sweep's workers are a batch behind, and its audit comes on top. Its map is
-looked at after every point, for a budget may be any number of points.
+looked at after every point, for a budget may be any number of points. `--sizes` prints beside it
+what the search costs where sizes of margins count too.
 
 Truth is the theory of the one-layer CNN; for the network full-length labels on a fine grid of its
 own, between whose points lie those of the others. They are had without what cannot change a label:
@@ -206,11 +208,17 @@ def grid_runs(truth: Callable[[Array], Labels], at: Array, sides: Sequence[int])
 
 
 def search(
-    problem: Problem, seed: int, true: Labels, at: Array, price: Price, limit: int = 160
+    problem: Problem,
+    seed: int,
+    true: Labels,
+    at: Array,
+    price: Price,
+    sizes: bool = False,
+    limit: int = 160,
 ) -> tuple[tuple[int, int] | None, int]:
     """Runs and price until the map is right enough for a batch, and what was spent."""
     space = axes_of(2)
-    sampler = BoundarySampler(seed=seed, space=space)
+    sampler = BoundarySampler(seed=seed, space=space, sizes=sizes)
     study = optuna.create_study(sampler=sampler)
     asked = [dict(zip(space, map(float, place), strict=True)) for place in at]
     spent, reached = 0, None
@@ -236,8 +244,8 @@ def search(
     return None, spent
 
 
-def compare(name: str) -> None:
-    """Print one task."""
+def compare(name: str, compared: bool) -> None:
+    """Print one task, if `compared` with sizes of margins too."""
     problem = PROBLEMS[name]
     truth, at = truth_of(problem)
     true, price = truth(at), Price()
@@ -259,14 +267,28 @@ def compare(name: str) -> None:
             print(f"  truth: {same} of {PRICED} labels are those of full trainings")
         print(f"  grid, to the end or a blow-up  {runs:6d} runs {grid:12,.0f} gradient evaluations")
         print(f"  grid, every step               {runs:6d} runs {longest:12,.0f}")
-        ratios = []
-        for seed in range(100, 100 + SEEDS):
-            found, spent = search(problem, seed, true, at, price)
-            shown = "not reached" if found is None else f"{found[0]:6d} runs"
-            spent = spent if found is None else found[1]
-            ratios.append((grid / spent, longest / spent))
-            both = "ratio {:.0f}, {:.0f}".format(*ratios[-1])
-            print(f"  stabmap, seed {seed}             {shown:>11s} {spent:12,.0f}   {both}")
+        for sizes in (False, True)[: 1 + compared]:
+            print_searches(problem, true, at, price, (grid, longest), sizes)
+
+
+def print_searches(
+    problem: Problem,
+    true: Labels,
+    at: Array,
+    price: Price,
+    grids: tuple[float, float],
+    sizes: bool,
+) -> None:
+    """Print what stabmap's searches cost, beside both prices of the grid."""
+    ratios = []
+    for seed in range(100, 100 + SEEDS):
+        found, spent = search(problem, seed, true, at, price, sizes)
+        shown = "not reached" if found is None else f"{found[0]:6d} runs"
+        spent = spent if found is None else found[1]
+        ratios.append([each / spent for each in grids])
+        both = "ratio {:.0f}, {:.0f}".format(*ratios[-1])
+        name = "with sizes" if sizes else "stabmap"
+        print(f"  {name:10s}, seed {seed}          {shown:>11s} {spent:12,.0f}   {both}")
     medians = np.median(ratios, axis=0)
     print("  median of the ratios: {:.0f}; of every step {:.0f}".format(*medians), flush=True)
 
@@ -275,9 +297,11 @@ def main() -> None:
     """Print what was asked for."""
     parser = argparse.ArgumentParser(description="Gradient evaluations of a map.")
     parser.add_argument("--tasks", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
+    parser.add_argument("--sizes", action="store_true", help="with sizes of margins too")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    for name in parser.parse_args().tasks:
-        compare(name)
+    chosen = parser.parse_args()
+    for name in chosen.tasks:
+        compare(name, chosen.sizes)
 
 
 if __name__ == "__main__":

@@ -173,6 +173,20 @@ def alone() -> list[dict[str, Any]]:
     return points(study)
 
 
+def test_plans_of_another_process_are_the_same_with_sizes() -> None:
+    forget_fits()
+    study = study_of(BoundarySampler(seed=1, space=PLANE, sizes=True))
+    advance(study, PLANE, 72)
+    forget_fits()
+    with Counted() as executor:
+        other = study_of(BoundarySampler(seed=1, space=PLANE, sizes=True, executor=executor))
+        advance(other, PLANE, 72)
+    assert points(other) == points(study)
+    labels_alone = study_of(BoundarySampler(seed=1, space=PLANE))
+    advance(labels_alone, PLANE, 72)
+    assert points(labels_alone) != points(study)
+
+
 def test_plans_of_another_process_are_the_same(alone: list[dict[str, Any]]) -> None:
     forget_fits()
     with Counted() as executor:
@@ -182,15 +196,20 @@ def test_plans_of_another_process_are_the_same(alone: list[dict[str, Any]]) -> N
     assert executor.calls == 2 * 8  # a fit and a plan in each round after the first two
 
 
-def test_what_was_fitted_elsewhere_is_not_fitted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sizes", [False, True])
+def test_what_was_fitted_elsewhere_is_not_fitted_again(
+    sizes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A map of the points that a plan was made from needs no more fits."""
-    study = study_of(BoundarySampler(seed=1, space=PLANE))
+    study = study_of(BoundarySampler(seed=1, space=PLANE, sizes=sizes))
     advance(study, PLANE, 24)
     forget_fits()
     with Counted() as executor:
-        study.sampler = BoundarySampler(seed=1, space=PLANE, executor=executor)
+        study.sampler = BoundarySampler(seed=1, space=PLANE, sizes=sizes, executor=executor)
         study.ask(dict(PLANE))
-    assert executor.calls == 2 and len(surface._FITTED) == 2
+    # With sizes, those of fewer points too, which say whether sizes count.
+    assert executor.calls == 2
+    assert len(surface._FITTED) > 2 if sizes else len(surface._FITTED) == 2
     monkeypatch.setattr(surface, "fit", None)
     study.sampler.surfaces(study)
 
@@ -1054,6 +1073,7 @@ def test_probabilities_are_those_of_a_fresh_fit() -> None:
         ({"batch": True}, "batch = True: a whole number >= 1; leave it out"),
         ({"replicates": 0}, "replicates = 0: a whole number >= 1; leave it out"),
         ({"facets": "x"}, "facets = 'x': shared or separate; use shared"),
+        ({"sizes": "yes"}, "sizes = 'yes': True or False; leave it out"),
         (
             {"space": {"lr": RATE, "wd": [0, 1]}},
             "space.wd = [0, 1]: an axis is a numeric range (FloatDistribution, IntDistribution) "

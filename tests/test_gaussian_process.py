@@ -381,10 +381,8 @@ def test_the_best_start_wins() -> None:
     labels = band(x)
     size, good = _Size(2), fit(x, labels)
 
-    def stay(
-        size: _Size, start: Array, x: Array, labels: Array, least: float
-    ) -> tuple[Array, float]:
-        return start, _Objective(size, x, labels)(start)[0]
+    def stay(objective: _Objective, start: Array, least: float) -> tuple[Array, float]:
+        return start, objective(start)[0]
 
     with patch.object(gaussian_process, "_climb", stay):
         least = min(value(x, labels, size.unpack(start)) for start in size.starts())

@@ -48,9 +48,10 @@ class BoundarySampler(BaseSampler):
 
     Each finished trial says in `trial.set_user_attr("margins", [stable, bounded])` how far it is
     from either boundary, positive on the calm side: it is divergent where bounded < 0, else
-    restrained where stable < 0, else stable. Only the signs are used. A margin that is not a number
-    counts as negative. Objective values are ignored, and so are trials without margins; failed ones
-    with margins count, because a training that diverges to NaN fails in Optuna's eyes.
+    restrained where stable < 0, else stable. Only the signs are used, unless `sizes` is set. A
+    margin that is not a number counts as negative. Objective values are ignored, and so are trials
+    without margins; failed ones with margins count, because a training that diverges to NaN fails
+    in Optuna's eyes.
 
     The first trials are a scrambled Sobol sequence. Then two Gaussian processes with a rotated
     metric learn both signs (`analysis.surface`), and points are taken by the expected drop of the
@@ -71,6 +72,8 @@ class BoundarySampler(BaseSampler):
             which they may differ by an offset and in shape, or have separate ones.
         replicates: how often a point is evaluated at most. With more than 1, a point with a label
             that the model doubts may be proposed again, for another seed: `replicate` tells which.
+        sizes: whether sizes of margins near a boundary count too, where they help to forecast the
+            labels of later points; see `Surface.fit`.
         executor: makes the plans, in a process of its own on this machine; None for plans that are
             made here. They are the same to the bit, so where that process is lost the search goes
             on without it (`BrokenExecutor`). Not pickled with the sampler. Choices of categorical
@@ -91,6 +94,7 @@ class BoundarySampler(BaseSampler):
         zero: Mapping[str, str] | None = None,
         facets: Literal["shared", "separate"] = "shared",
         replicates: int = 1,
+        sizes: bool = False,
         executor: Executor | None = None,
     ) -> None:
         counts = {"seed": (seed, 0), "startup": (startup, 1), "batch": (batch, 1)}
@@ -101,6 +105,8 @@ class BoundarySampler(BaseSampler):
         ]
         if facets not in ("shared", "separate"):
             mistakes.append(Mistake("facets", facets, "shared or separate", "use shared"))
+        if not isinstance(sizes, bool):
+            mistakes.append(Mistake("sizes", sizes, "True or False", "leave it out"))
         if space is not None:
             mistakes += _unsearchable(Encoding(space, zero or {}))
         if mistakes:
@@ -112,6 +118,7 @@ class BoundarySampler(BaseSampler):
         self._zero = dict(zero or {})
         self._separate = facets == "separate"
         self._replicates = replicates
+        self._sizes = sizes
         self.executor = executor
 
     def __getstate__(self) -> dict[str, Any]:
@@ -214,7 +221,7 @@ class BoundarySampler(BaseSampler):
         return Encoding(space, zero)
 
     def _model(self, history: _History) -> _Model:
-        return _Model.fit(history, self._separate)
+        return _Model.fit(history, self._separate, self._sizes)
 
     # ----------------------------------------------------------------- proposals
 
@@ -238,8 +245,8 @@ class BoundarySampler(BaseSampler):
             return None
         stable, bounded = 0, 1
         try:
-            there = executor.submit(_fit_for, history, separate, bounded)
-            here = _fit_for(history, separate, stable)
+            there = executor.submit(_fit_for, history, separate, bounded, self._sizes)
+            here = _fit_for(history, separate, stable, self._sizes)
             plan = executor.submit(_plan_for, self, history, count, number, here).result()
             remember(there.result())
         except BrokenExecutor:
@@ -332,11 +339,11 @@ class BoundarySampler(BaseSampler):
         return [p for key, p in found.items() if history.proposed[key] < self._replicates]
 
 
-def _fit_for(history: _History, separate: bool, field: int) -> Fitted:
+def _fit_for(history: _History, separate: bool, field: int, sizes: bool) -> Fitted:
     """One field's part of what a plan has to fit."""
     found: Fitted = {}
     for x, margins in _Model.parts(history, separate).values():
-        found |= fitted(x, margins, history.encoding.indicators, field)
+        found |= fitted(x, margins, history.encoding.indicators, field, sizes=sizes)
     return found
 
 
@@ -459,14 +466,14 @@ class _Model:
     surfaces: dict[tuple[Any, ...], Surface]
 
     @classmethod
-    def fit(cls, history: _History, separate: bool) -> _Model:
+    def fit(cls, history: _History, separate: bool, sizes: bool) -> _Model:
         encoding = history.encoding
         if not len(history.points) or not encoding.space:
             law = "a model needs finished trials that have margins, and an axis in common"
             remedy = 'trial.set_user_attr("margins", [stable, bounded]) before a trial ends'
             raise InputError([Mistake("study", len(history.points), law, remedy)])
         surfaces = {
-            group: Surface.fit(x, margins, encoding.indicators)
+            group: Surface.fit(x, margins, encoding.indicators, sizes=sizes)
             for group, (x, margins) in cls.parts(history, separate).items()
         }
         return cls(encoding, separate, surfaces)
