@@ -330,6 +330,47 @@ def test_the_choice_is_by_forecasts() -> None:
     assert np.exp(LOG_LAPSE) == pytest.approx(LAPSE)
 
 
+def test_which_margins_have_sizes() -> None:
+    """Stable ones of bounded trainings, bounded ones of divergent trainings."""
+    nan = np.nan
+    margins = np.array([[0.5, 1.0], [-0.3, 1.0], [-1.0, -7.0], [0.2, -0.1], [nan, 2.0], [1.0, nan]])
+    stable, bounded = surface._sizes(margins)
+    np.testing.assert_array_equal(stable, [0.5, 0.3, np.inf, np.inf, nan, np.inf])
+    np.testing.assert_array_equal(bounded, [np.inf, np.inf, 7.0, 0.1, np.inf, nan])
+
+
+def test_a_side_whose_sizes_come_late_has_none_until_the_next_fit() -> None:
+    """Of the first eight points two are restrained: too few for sizes of that side."""
+    x = sobol(64, 4)
+    side = ramp(x)[:, 0] < 0
+    x = x[np.r_[np.flatnonzero(~side)[:6], np.flatnonzero(side)[:6]]]
+    margins = np.where(np.arange(2) == 1, 1.0, ramp(x))
+    given = labelled(x, margins, 0)
+    graded, before = given.graded, given.first(STEP).graded
+    assert graded is not None and graded.signs == (1.0, -1.0)
+    assert before is not None and before.signs == (1.0,)
+    found = surface._process(given)
+    at = found.hyperparameters
+    alone = Classifier(x - 0.5, surface._labels(margins)[0], at)
+    mean, expected = found.predict(x - 0.5)[0], alone.predict(x - 0.5)[0]
+    np.testing.assert_allclose(mean, expected, rtol=0.05, atol=0.05)
+
+
+def test_fits_for_another_process_are_enough_for_the_next_choice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = sobol(32, 3)
+    margins = ramp(x)
+    surface._FITTED.clear()
+    found = surface.fitted(x[:24], margins[:24], 0, 0, sizes=True)
+    for cache in (surface._gain, surface._process, surface._sites):
+        cache.cache_clear()
+    surface._FITTED.clear()
+    surface.remember(found)
+    monkeypatch.setattr(surface, "fit", None)
+    surface._gain(labelled(x, margins, 0), 24)
+
+
 @pytest.mark.parametrize("worse", [-0.9, -1.1])
 def test_patience(worse: float) -> None:
     x = sobol(24, 3)
