@@ -113,7 +113,8 @@ class Surface:
         if not len(x):
             law, remedy = "a map needs at least one finished point", "wait for the first results"
             raise InputError([Mistake("points", 0, law, f"{remedy}, or run the sweep")])
-        return cls(*(_field(x, margins, indicators, i, sizes) for i in (0, 1)))
+        seen = (_observed(margins, field, sizes) for field in (0, 1))
+        return cls(*(Field(x, labels, indicators, known) for labels, known in seen))
 
     def probabilities(self, x: Array) -> Array:
         """(m, 3) probabilities of stable, restrained and divergent at (m, d) unit coordinates."""
@@ -135,9 +136,9 @@ class Surface:
         return np.stack([self.stable.probability(x), self.bounded.probability(x)], axis=-1)
 
 
-def _field(x: Array, margins: Array, indicators: int, field: int, sizes: bool) -> Field:
-    known = _sizes(margins)[field] if sizes else None
-    return Field(x, _labels(margins)[field], indicators, known)
+def _observed(margins: Array, field: int, sizes: bool) -> tuple[Array, Array | None]:
+    """Labels of one field, and if asked for the sizes of its margins."""
+    return _labels(margins)[field], _sizes(margins)[field] if sizes else None
 
 
 def _labels(margins: Array) -> tuple[Array, Array]:
@@ -219,7 +220,7 @@ class _Labelled:
         return Graded.of(labels, sizes)
 
     def __len__(self) -> int:
-        return len(self.labels) // 8
+        return len(self.arrays()[1])
 
     def first(self, count: int) -> _Labelled:
         x, labels = self.arrays()
@@ -339,11 +340,14 @@ def fitted(x: Array, margins: Array, indicators: int, field: int, *, sizes: bool
         field: 0 for the stable one, 1 for the bounded one.
         sizes: likewise.
     """
-    known = _sizes(margins)[field] if sizes else None
-    given = _Labelled.of(x, _labels(margins)[field], indicators, known)
+    labels, known = _observed(margins, field, sizes)
+    given = _Labelled.of(x, labels, indicators, known)
+    # What the choice is made from, and the next one will be: see `_chosen`.
+    before = [given.first(count) for count in range(STEP, min(len(x) + 1, ALWAYS), STEP)]
+    forecasters = [one for part in before if part.graded for one in (part, part.plain())]
     with one_thread():
-        given = _chosen(given).first(fitted_at(len(x)))
-        return {one: _hyperparameters(one) for one in (given, given.plain())}
+        chosen = _chosen(given).first(fitted_at(len(x)))
+        return {one: _hyperparameters(one) for one in (chosen, *forecasters)}
 
 
 def remember(found: Fitted) -> None:

@@ -99,6 +99,6 @@ def kept_in(store: Store, point: Point, repetition: int = 0) -> PointResult | No
 
 def forget_fits() -> None:
     """Let the next fit of a surface begin from nothing."""
-    for cache in (surface._process, surface._sites):
+    for cache in (surface._process, surface._sites, surface._gain):
         cache.cache_clear()
     surface._FITTED.clear()

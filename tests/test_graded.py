@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import multivariate_normal, norm, qmc
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel
+from synthetic import forget_fits
 
 from analysis import expectation_propagation, gaussian_process, surface
 from analysis.expectation_propagation import (
@@ -305,7 +306,7 @@ def test_sizes_that_forecast_worse_do_not_count() -> None:
 
 
 def labelled(x: Array, margins: Array, field: int) -> surface._Labelled:
-    labels, sizes = surface._labels(margins)[field], surface._sizes(margins)[field]
+    labels, sizes = surface._observed(margins, field, True)
     return surface._Labelled.of(x, labels, 0, sizes)
 
 
@@ -361,11 +362,9 @@ def test_fits_for_another_process_are_enough_for_the_next_choice(
 ) -> None:
     x = sobol(32, 3)
     margins = ramp(x)
-    surface._FITTED.clear()
+    forget_fits()
     found = surface.fitted(x[:24], margins[:24], 0, 0, sizes=True)
-    for cache in (surface._gain, surface._process, surface._sites):
-        cache.cache_clear()
-    surface._FITTED.clear()
+    forget_fits()
     surface.remember(found)
     monkeypatch.setattr(surface, "fit", None)
     surface._gain(labelled(x, margins, 0), 24)
@@ -421,16 +420,13 @@ def test_a_fit_with_sizes_is_a_function_of_its_points_alone(counts: list[int]) -
     """Whatever was fitted before, and in whichever process its parts were."""
     x, at = sobol(128, 7)[:90], sobol(32, 8)
     margins = ramp(x)
-    surface._FITTED.clear()
+    forget_fits()
     alone = Surface.fit(x, margins, sizes=True).probabilities(at)
-    surface._FITTED.clear()
-    surface._gain.cache_clear()
-    surface._process.cache_clear()
-    surface._sites.cache_clear()
+    forget_fits()
     for count in counts:
         Surface.fit(x[:count], margins[:count], sizes=True)
     parts = [surface.fitted(x, margins, 0, field, sizes=True) for field in (0, 1)]
-    surface._FITTED.clear()
+    forget_fits()
     for part in parts:
         surface.remember(part)
     found = Surface.fit(x, margins, sizes=True).probabilities(at)
