@@ -1,9 +1,10 @@
 """A Gaussian process that classifies points, with length scales oblique to the axes.
 
-What is learned is a sign: on which side of a boundary a training falls. A margin jumps at its
+What is learned is a sign: on which side of a boundary a training falls. A margin may jump at its
 boundary (a training that amplifies at all soon saturates, one that explodes does so by powers of
-ten), so a process through the margins' sizes would misplace it. A process that only has to have the
-right sign may cross 0 as smoothly as the boundary is smooth, and follows it between points.
+ten), so a process through all margins' sizes would misplace it. A process that only has to have the
+right sign may cross 0 as smoothly as the boundary is smooth, and follows it between points. Sizes
+near the boundary say more where they do fall to 0 little by little (`analysis.graded`).
 
 Boundaries run oblique in logarithmic coordinates (lr x weight decay = 2 is a slanted line). Hence
 the distance between points is ||(x - x') L|| with a full lower-triangular L, and a plane of a

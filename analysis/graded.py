@@ -22,6 +22,11 @@ Array = NDArray[np.float64]
 NEAREST = 0.5
 FEWEST = 3
 FEWEST_NEAR = 2
+#: Where a side's sizes begin to count: those below are rounding errors of anything.
+LEAST = 1e-200
+#: Units of the noise beyond which an observation is only known to lie. No fit takes one so far; the
+#: first points' scale may, where later sizes are of another order.
+FARTHEST = 2e3
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Graded:
                 continue
             limit = float(np.quantile(sizes[known], NEAREST))
             near = known & (sizes < limit)
-            if near.sum() < FEWEST_NEAR:
+            if near.sum() < FEWEST_NEAR or limit < LEAST:
                 continue
             size[here], side[here] = limit, len(limits)
             size[near], exact[near] = sizes[near], True
@@ -74,7 +79,9 @@ class Graded:
 
     def sizes(self, scales: Sequence[float]) -> Sizes:
         """In units of the noise."""
-        return Sizes(self.size * np.asarray(scales)[self.side], self.exact)
+        scale = np.asarray(scales)[self.side]
+        most = FARTHEST / scale
+        return Sizes(np.minimum(self.size, most) * scale, self.exact & (self.size < most))
 
     def of_rows(self, rows: NDArray[np.int_]) -> Graded:
         """Those of some points."""

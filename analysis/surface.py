@@ -94,18 +94,18 @@ class Surface:
     bounded: Field
 
     @classmethod
-    def fit(cls, x: Array, margins: Array, indicators: int = 0, *, sizes: bool = False) -> Surface:
+    def fit(cls, x: Array, margins: Array, indicators: int = 0, *, sizes: bool = True) -> Surface:
         """Fit both fields.
 
         Args:
             x: (n, d) unit coordinates; see `columns`.
-            margins: (n, 2) margins, stable then bounded; without `sizes` only their signs matter.
-                Margins that are not a number count as negative.
+            margins: (n, 2) margins, stable then bounded. Those that are not a number count as
+                negative.
             indicators: how many of the last columns indicate categories.
             sizes: whether sizes of margins near a boundary count, where they help to forecast the
-                labels of later points. Those of stable margins count on both sides, where a
-                training stays bounded, and those of bounded margins where it diverges: bounded
-                trainings do not tell by their growth how near they are.
+                labels of later points; otherwise only signs do. Those of stable margins count on
+                both sides, where a training stays bounded, and those of bounded margins where it
+                diverges: bounded trainings do not tell by their growth how near they are.
 
         Raises:
             InputError: there is no point to fit.
@@ -137,7 +137,7 @@ class Surface:
 
 
 def _observed(margins: Array, field: int, sizes: bool) -> tuple[Array, Array | None]:
-    """Labels of one field, and if asked for the sizes of its margins."""
+    """Labels of one field, and if they are to count the sizes of its margins."""
     return _labels(margins)[field], _sizes(margins)[field] if sizes else None
 
 
@@ -330,7 +330,7 @@ _FITTED: Fitted = {}
 _LOCK = Lock()
 
 
-def fitted(x: Array, margins: Array, indicators: int, field: int, *, sizes: bool = False) -> Fitted:
+def fitted(x: Array, margins: Array, indicators: int, field: int, *, sizes: bool = True) -> Fitted:
     """What takes longest of `Surface.fit`, for another process to `remember`.
 
     Args:

@@ -30,10 +30,10 @@ class Search:
     Args:
         problem: what is searched.
         seed: of the sampler and of the noise.
-        sizes: whether sizes of margins count too.
+        sizes: whether sizes of margins count.
     """
 
-    def __init__(self, problem: Problem, seed: int, sizes: bool = False) -> None:
+    def __init__(self, problem: Problem, seed: int, sizes: bool = True) -> None:
         self._space = axes_of(problem.dimension)
         self._measure = measured(problem, seed)
         self._sampler = BoundarySampler(seed=seed, space=self._space, sizes=sizes)

@@ -2,7 +2,7 @@
 
 Run: .venv/bin/python benchmarks/map_cost.py
      .venv/bin/python benchmarks/map_cost.py --tasks one-layer-cnn
-     .venv/bin/python benchmarks/map_cost.py --sizes --seeds 16
+     .venv/bin/python benchmarks/map_cost.py --signs --seeds 16
 
 For one-layer-cnn and mnist-mlp over (lr, weight decay): gradient evaluations of all trajectories of
 all points (Hessian products of the sharpness included, as `trainables.dynamics.curvature` counts
@@ -14,8 +14,8 @@ them) until 2 % of the box is misclassified, and no more after any of the next 8
 A training of the grid that blows up ends there, as anyone would have it who looks for a NaN; the
 price without that, every step of every point, is printed beside it. The search's batches know all
 results before them; a sweep's workers are a batch behind, and its audit comes on top. Its map is
-looked at after every point, for a budget may be any number of points. `--sizes` prints beside it
-what the search costs where sizes of margins count too.
+looked at after every point, for a budget may be any number of points. `--signs` prints beside it
+what the search costs by signs of margins alone.
 
 Truth is the theory of the one-layer CNN; for the network full-length labels on a fine grid of its
 own, between whose points lie those of the others. They are had without what cannot change a label:
@@ -55,8 +55,6 @@ BATCH = 8
 SEEDS = 5
 #: Trajectories of a replicate: two k and the neighbour.
 TRAJECTORIES = 3
-#: How far the sharpness may lie above what is found, of itself, far from its threshold.
-LOOSE = 0.05
 #: Points of a grid that its price is measured on.
 PRICED = 64
 
@@ -117,7 +115,7 @@ def labels(results: Sequence[PointResult]) -> Labels:
 measured = record.Record._sharpness_ratio
 
 
-def sharp_enough(kept: record.Record, snapshot: Mapping[str, Any]) -> float:
+def sharp_enough(kept: record.Record, snapshot: Mapping[str, Any], side: bool) -> float:
     """Sharpness over its threshold, no better than the label of a full training needs it."""
     found: list[float] = kept.__dict__.setdefault("ratios", [])
     if not found:
@@ -127,9 +125,7 @@ def sharp_enough(kept: record.Record, snapshot: Mapping[str, Any]) -> float:
     if found[0] > 0:
         return 0.0  # the label is another one already
     if max(found) <= 1:
-        found.append(measured(kept, snapshot, LOOSE))
-        if 1 / (1 + 2 * LOOSE) < found[-1] <= 1:
-            found.append(measured(kept, snapshot))
+        found.append(measured(kept, snapshot, side=True))
     return max(found)
 
 
@@ -213,7 +209,7 @@ def search(
     true: Labels,
     at: Array,
     price: Price,
-    sizes: bool = False,
+    sizes: bool = True,
     limit: int = 160,
 ) -> tuple[tuple[int, int] | None, int]:
     """Runs and price until the map is right enough for a batch, and what was spent."""
@@ -245,7 +241,7 @@ def search(
 
 
 def compare(name: str, seeds: int, compared: bool) -> None:
-    """Print one task, if `compared` with sizes of margins too."""
+    """Print one task, if `compared` by signs of margins alone too."""
     problem = PROBLEMS[name]
     truth, at = truth_of(problem)
     true, price = truth(at), Price()
@@ -267,7 +263,7 @@ def compare(name: str, seeds: int, compared: bool) -> None:
             print(f"  truth: {same} of {PRICED} labels are those of full trainings")
         print(f"  grid, to the end or a blow-up  {runs:6d} runs {grid:12,.0f} gradient evaluations")
         print(f"  grid, every step               {runs:6d} runs {longest:12,.0f}")
-        for sizes in (False, True)[: 1 + compared]:
+        for sizes in (True, False)[: 1 + compared]:
             print_searches(problem, true, at, price, (grid, longest), seeds, sizes)
 
 
@@ -288,7 +284,7 @@ def print_searches(
         spent = spent if found is None else found[1]
         ratios.append([each / spent for each in grids])
         both = "ratio {:.0f}, {:.0f}".format(*ratios[-1])
-        name = "with sizes" if sizes else "stabmap"
+        name = "stabmap" if sizes else "signs"
         print(f"  {name:10s}, seed {seed}          {shown:>11s} {spent:12,.0f}   {both}")
     medians = np.median(ratios, axis=0)
     print("  median of the ratios: {:.0f}; of every step {:.0f}".format(*medians), flush=True)
@@ -299,11 +295,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Gradient evaluations of a map.")
     parser.add_argument("--tasks", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
     parser.add_argument("--seeds", type=int, default=SEEDS, help="how many, from 100 on")
-    parser.add_argument("--sizes", action="store_true", help="with sizes of margins too")
+    parser.add_argument("--signs", action="store_true", help="by signs of margins alone too")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     chosen = parser.parse_args()
     for name in chosen.tasks:
-        compare(name, chosen.seeds, chosen.sizes)
+        compare(name, chosen.seeds, chosen.signs)
 
 
 if __name__ == "__main__":

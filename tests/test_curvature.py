@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -112,6 +112,11 @@ def gradient_of(problem: Problem) -> Array:
 # ------------------------------------------------------------------ sharpness
 
 
+def spectra(smallest: int, largest: int) -> st.SearchStrategy[list[float]]:
+    number = st.floats(-100, 100).map(lambda x: round(x, 2))
+    return st.lists(number, min_size=smallest, max_size=largest)
+
+
 @pytest.mark.parametrize("products", BOTH)
 @pytest.mark.parametrize("decay", [0.0, 0.7])
 @pytest.mark.parametrize("scaled", [False, True])
@@ -150,6 +155,39 @@ def test_a_tighter_tolerance_costs_more_and_gives_more() -> None:
     assert found[0].gradients < found[1].gradients < found[2].gradients
     assert found[0].error > found[1].error > found[2].error
     assert found[2].value == pytest.approx(truth, rel=1e-9)
+
+
+def test_far_below_a_level_few_products_say_so() -> None:
+    problem = wide_net()
+    truth = np.linalg.eigvalsh(dense_hessian(problem))[-1]
+    whole = sharpness(*problem, rtol=1e-6)
+    far, near = (sharpness(*problem, rtol=1e-6, level=c * truth) for c in (2.0, 1.05))
+    assert far.gradients < near.gradients < whole.gradients
+    for found, level in ((far, 2 * truth), (near, 1.05 * truth)):
+        assert truth - found.value <= found.error <= (level - found.value) / 2
+    for level in (-math.inf, -1.0, 0.5 * truth, truth):
+        assert sharpness(*problem, rtol=1e-6, level=level) == whole  # also to the bit
+    assert sharpness(*problem, level=math.inf).gradients == 1 + PRICE["exact"]
+
+
+@settings(max_examples=50)
+@given(
+    values=spectra(1, 25),
+    level=st.floats(-150, 150),
+    seed=st.integers(0, 99),
+    rtol=st.sampled_from([0.1, 1e-3]),
+)
+def test_the_truth_lies_on_the_side_of_the_level_that_is_found(
+    values: list[float], level: float, seed: int, rtol: float
+) -> None:
+    truth = max(values)
+    rounding = 1e-12 * max(map(abs, values)) + 1e-300
+    assume(abs(level - truth) > 2 * rtol * abs(truth) + 100 * rounding)
+    found = of_quadratic(rotated(np.array(values), seed), rtol=rtol, level=level, seed=seed)
+    assert -rounding <= truth - found.value <= found.error + rounding
+    assert (found.value < level) is (truth < level)
+    allowed = max(rtol * abs(found.value), (level - found.value) / 2, 100 * rounding)
+    assert found.error <= allowed
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 8, 30])
@@ -260,11 +298,6 @@ def test_sharpness_does_not_touch_what_it_measures() -> None:
 
 
 # ------------------------------------------------------------------ errors
-
-
-def spectra(smallest: int, largest: int) -> st.SearchStrategy[list[float]]:
-    number = st.floats(-100, 100).map(lambda x: round(x, 2))
-    return st.lists(number, min_size=smallest, max_size=largest)
 
 
 @settings(max_examples=50)
@@ -719,6 +752,8 @@ def test_vectors_in_any_form() -> None:
         ({"confidence": 0.0}, "confidence = 0.0"),
         ({"confidence": "high"}, "confidence = 'high': a probability"),
         ({"rtol": None}, "rtol = None: must be > 0"),
+        ({"level": math.nan}, "level = nan: must be a number, or None; leave it out"),
+        ({"level": "2"}, "level = '2': must be a number"),
         ({"decay": math.nan}, "decay = nan: must be a finite number; give 0 for none"),
         ({"decay": None}, "decay = None: must be a finite number"),
         ({"budget": "all"}, "budget = 'all': the gradient and one product cost 3"),

@@ -31,6 +31,7 @@ from trainables.domain import (
     UnreachableError,
     replicate_seed,
 )
+from trainables.dynamics.curvature import Estimate, sharpness
 from trainables.dynamics.optimisers import Optimiser
 from trainables.early import check_steps
 from trainables.evaluate import check_reproducible, checked_training, evaluate
@@ -397,7 +398,8 @@ def test_sharpness_ratios_of_adam() -> None:
     h = np.array([1.5, 0.5, 0.2])
     point = Point(0.01, 0.0, 0.1)
     task = Bowl(tuple(h.tolist()))
-    (result,) = evaluate([point], task, steps=40, optimiser="adam", dtype="float64")
+    settings = {"steps": 40, "optimiser": "adam", "dtype": "float64", "early": False}
+    (result,) = evaluate([point], task, **settings)
     (found,) = result.replicates
     w = task.module(found.seed).weight.detach().numpy()[0].copy()  # type: ignore[operator]
     m, v, expected = np.zeros(3), np.zeros(3), {}
@@ -412,6 +414,64 @@ def test_sharpness_ratios_of_adam() -> None:
 
 
 # ------------------------------------------------------------------ early verdicts
+
+
+def never_settled(*_: Any) -> None:
+    return None
+
+
+@pytest.mark.parametrize("point", [Point(0.04, 0.0, 20.0), Point(0.06, 0.0, 20.0)])
+def test_the_sharpness_of_a_training_that_is_not_stable_in_any_case_is_left_out(
+    point: Point, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it ran to its end."""
+    task = get_task("one-layer-cnn")
+    full = evaluate([point], task, steps=60, early=False)[0]
+    assert full.replicates[0].evidence["sharpness_ratio"] is not None
+    monkeypatch.setattr(record, "settled", never_settled)
+    monkeypatch.setattr(record, "sharpness", None)
+    found = evaluate([point], task, steps=60)[0]
+    assert found.verdict.regime is full.verdict.regime is not Regime.STABLE
+    assert found.replicates[0].steps_run == 60
+    assert found.replicates[0].evidence["sharpness_ratio"] is None
+    assert "sharpness_ratio" not in found.replicates[0].curves
+
+
+@pytest.mark.parametrize("momentum", [None, 0.9])
+@pytest.mark.parametrize("ratio", [0.1, 0.6, 0.98, 1.02])
+def test_the_sharpness_that_decides_is_measured_as_well_as_that_needs(
+    ratio: float, momentum: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bowl with a thousand directions, so that few products do not find its sharpest one.
+
+    A momentum of 0.9 rings through 60 steps, which without the sharpness would be oscillation.
+    """
+    task = Bowl(tuple(np.linspace(0.01, 1, 1000)))
+    lr = (2 + 2 * (momentum or 0)) * ratio
+    spent: list[int] = []
+
+    def counting(*given: Any, **named: Any) -> Estimate:
+        found = sharpness(*given, **named)
+        spent.append(found.gradients)
+        return found
+
+    monkeypatch.setattr(record, "settled", never_settled)
+    monkeypatch.setattr(record, "sharpness", counting)
+    full, found = (
+        evaluate([Point(lr)], task, steps=60, momentum=momentum, early=early)[0]
+        for early in (False, True)
+    )
+    assert found.verdict.regime is full.verdict.regime
+    assert (found.verdict.regime is Regime.STABLE) is (ratio < 1)
+    exact, rough = (r.replicates[0].evidence.get("sharpness_ratio") for r in (full, found))
+    if ratio > 1:
+        assert rough is None
+        assert len(spent) == 8
+    else:
+        assert rough is not None
+        assert exact is not None
+        assert rough <= exact <= rough + (1 - rough) / 2
+        assert sum(spent[8:]) < sum(spent[:8])
 
 
 @pytest.mark.parametrize("backend", ["loop", "exact"])

@@ -16,6 +16,7 @@ from scipy.special import ndtr
 from scipy.stats import binom, binomtest
 from synthetic import ALPHA, DECAY, LR, map_of, margins_at, result_of, spec_of
 
+from analysis.gaussian_process import JITTER
 from analysis.map import REGIMES, StabilityMap
 from analysis.quality import (
     BOX,
@@ -178,7 +179,8 @@ def joint(field: Field, known: Array, x: Array) -> tuple[Array, Array]:
     process, prior = field.process, field.process.hyperparameters
     points = known - 0.5
     root = np.sqrt(np.maximum(process.sites.precision, 0))[:, None]
-    inner = np.eye(len(points)) + root * prior.covariance(points, points) * root.T
+    between = prior.covariance(points, points) + JITTER * np.diag(prior.prior_variance(points))
+    inner = np.eye(len(points)) + root * between * root.T
     across = root * prior.covariance(points, x - 0.5)
     covariance = prior.covariance(x - 0.5, x - 0.5) - across.T @ np.linalg.solve(inner, across)
     return field.predict(x)[0], covariance

@@ -117,15 +117,36 @@ def test_regions_of_a_known_map(shape: str) -> None:
 
 @settings(max_examples=8)
 @given(seed=st.integers(0, 2**16))
-def test_only_the_signs_count(seed: int) -> None:
+def test_only_the_signs_count_where_sizes_do_not(seed: int) -> None:
     """Any sizes, even a different one for each point, give the same map to the bit."""
     points = places(PLANE, 20)
-    margins = margins_of(points)
+    margins, x = margins_of(points), columns(PLANE, points)[0]
     sizes = 10 ** np.random.default_rng(seed).uniform(-9, 9, margins.shape)
     first, second = (
-        ask(fit(PLANE, points, values), PLANE, points) for values in (margins, margins * sizes)
+        Surface.fit(x, values, sizes=False).probabilities(x)
+        for values in (margins, margins * sizes)
     )
     np.testing.assert_array_equal(first, second)
+
+
+@settings(max_examples=20)
+@given(
+    seed=st.integers(0, 2**16),
+    spread=st.sampled_from([1.0, 9.0, 300.0]),
+    order=st.sampled_from(["any", "rising", "falling"]),
+)
+def test_sizes_of_any_order_make_a_map(seed: int, spread: float, order: str) -> None:
+    """Also where those of later points have nothing to do with those of the first ones."""
+    points = places(PLANE, 20)
+    margins, x = margins_of(points), columns(PLANE, points)[0]
+    sizes = 10 ** np.random.default_rng(seed).uniform(-spread, spread, margins.shape)
+    if order != "any":
+        sizes = np.sort(sizes, axis=0)[:: 1 if order == "rising" else -1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = Surface.fit(x, np.sign(margins) * sizes).probabilities(x)
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found.sum(1), 1)
 
 
 def test_doubt_is_where_the_boundary_is() -> None:
@@ -441,13 +462,18 @@ def test_a_field_keeps_its_points() -> None:
 
 
 def test_each_point_tells_something_at_once() -> None:
-    """Also between two fits of the hyperparameters, labels enter with their point."""
+    """Also between two fits of the hyperparameters, labels enter with their point.
+
+    Of signs alone: beside sizes that leave no doubt, one wrong label counts as a lapse.
+    """
     points = places(PLANE, 3 * STEP)
     x, margins = columns(PLANE, points)[0], margins_of(points)
     odd = 2 * STEP + 3
     margins[odd] = -margins[odd]
-    kept = Surface.fit(x[:odd], margins[:odd]).stable.probability(x[[odd]])[0]
-    told = Surface.fit(x[: odd + 1], margins[: odd + 1]).stable.probability(x[[odd]])[0]
+    kept, told = (
+        Surface.fit(x[:known], margins[:known], sizes=False).stable.probability(x[[odd]])[0]
+        for known in (odd, odd + 1)
+    )
     assert (told - kept) * np.sign(margins[odd, 0]) > 0.05
 
 

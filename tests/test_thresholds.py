@@ -13,7 +13,11 @@ from hypothesis import strategies as st
 
 from analysis.theory import decay_bound, quadratic_threshold
 from trainables.dynamics.optimisers import Optimiser
-from trainables.dynamics.thresholds import preconditioner_scaling, stability_ratio
+from trainables.dynamics.thresholds import (
+    largest_stable_eigenvalue,
+    preconditioner_scaling,
+    stability_ratio,
+)
 
 Name = Literal["sgd", "nesterov", "adam"]
 Decay = Literal["coupled", "decoupled"]
@@ -110,6 +114,26 @@ def test_the_threshold_is_where_the_step_stops_to_contract(rule: Optimiser) -> N
     shift = rule.weight_decay if rule.name == "adam" and rule.decay == "coupled" else 0.0
     assert stability_ratio(rule, h + shift) == pytest.approx(1.0, rel=1e-12)
     assert stability_ratio(rule, h + step + shift) > 1 > stability_ratio(rule, h - step + shift)
+    assert largest_stable_eigenvalue(rule) == pytest.approx(h + shift, rel=1e-9)
+
+
+@given(
+    name=st.sampled_from(["sgd", "nesterov", "adam", "rmsprop", "adadelta"]),
+    lr=st.floats(-300, 30).map(lambda x: 10**x),
+    weight_decay=st.floats(-30, 30).map(lambda x: 10**x),
+    decay=st.sampled_from(["coupled", "decoupled"]),
+)
+def test_the_largest_stable_eigenvalue_next_to_any_decay(
+    name: Name, lr: float, weight_decay: float, decay: Decay
+) -> None:
+    rule = Optimiser(name, lr, weight_decay=weight_decay, momentum=0.5, decay=decay)
+    found = largest_stable_eigenvalue(rule)
+    terms = max(stability_ratio(rule, max(weight_decay, 1.0)), 1.0)
+    assert stability_ratio(rule, found) == pytest.approx(1.0, abs=1e-9 * terms)
+
+
+def test_next_to_a_learning_rate_of_0_everything_is_stable() -> None:
+    assert largest_stable_eigenvalue(Optimiser("sgd", 5e-324)) == math.inf
 
 
 @pytest.mark.parametrize(

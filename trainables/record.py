@@ -27,7 +27,7 @@ from trainables.domain import (
 from trainables.dynamics.curvature import sharpness
 from trainables.dynamics.lyapunov import mean_rate
 from trainables.dynamics.optimisers import Optimiser
-from trainables.dynamics.thresholds import stability_ratio
+from trainables.dynamics.thresholds import largest_stable_eigenvalue, stability_ratio
 from trainables.early import check_steps, look_steps, settled
 from trainables.trajectory import Bench
 from trainables.verdict import EXPLOSION, Evidence, Observations, judge
@@ -37,7 +37,8 @@ CURVE_POINTS = 64
 #: Steps of the second half at which the sharpness is measured.
 SHARPNESS_SAMPLES = 8
 #: How far the sharpness may lie above what is found, of itself: at the end, and before, where it
-#: has to be below 0.95 of its threshold.
+#: has to be below 0.95 of its threshold. Labels that may be early need no more of it than on which
+#: side of its threshold it lies.
 TOLERANCE, EARLY_TOLERANCE = 1e-3, 0.05
 #: Held-out samples that pass the network at once: more would leave a processor's cache, and fill a
 #: GPU's memory.
@@ -239,7 +240,7 @@ class Record:
         known = dict(self._asked)
         if step not in known:
             [check] = [c for c in self._checks if c["step"] == step]
-            known[step] = self._sharpness_ratio(check, EARLY_TOLERANCE)
+            known[step] = self._sharpness_ratio(check, EARLY_TOLERANCE, side=True)
             self._asked.append((step, known[step]))
         return known[step]
 
@@ -261,8 +262,16 @@ class Record:
             buffer.copy_(value)
         return self.mirror
 
-    def _sharpness_ratio(self, snapshot: Mapping[str, Any], rtol: float = TOLERANCE) -> float:
-        """Sharpness of the base trajectory over its threshold."""
+    def _sharpness_ratio(
+        self, snapshot: Mapping[str, Any], rtol: float = TOLERANCE, side: bool = False
+    ) -> float:
+        """Sharpness of the base trajectory over its threshold.
+
+        Args:
+            snapshot: its parameters.
+            rtol: how far the sharpness may lie above what is found, of itself.
+            side: whether it will do, far below the threshold, to know that it is below.
+        """
         scaling, decay, rule = None, 0.0, self.rule(snapshot["step"])
         if snapshot["scaling"] is not None:
             scaling = snapshot["scaling"].numpy()
@@ -275,6 +284,7 @@ class Record:
             scaling,
             decay,
             rtol=rtol,
+            level=largest_stable_eigenvalue(rule) if side else None,
         ).value
         return stability_ratio(rule, top)
 
@@ -317,9 +327,7 @@ class Record:
             backend: what trained it.
             buffers: of the network of each k at the end, where they change.
         """
-        pairs = [(step - 1, ratio) for step, ratio in self._asked]  # after the update of that step
-        if self._settled is None and self.ended is None:
-            pairs = [(c["step"], self._sharpness_ratio(c)) for c in self._snapshots]
+        pairs = self._sharpness_ratios(parameters[0])
         seen = self._observations(parameters[0], [ratio for _, ratio in pairs])
         verdict, evidence = self._settled or judge(seen)
         names = metric_names(self.bench.training.ks)
@@ -339,6 +347,21 @@ class Record:
             curves["sharpness_ratio"] = _curve(*zip(*sorted(pairs), strict=True))
         order = None if self.order == self.seed else self.order
         return Replicate(self.seed, verdict, self.step, evidence, curves, backend, order)
+
+    def _sharpness_ratios(self, parameters: Sequence[Tensor]) -> list[tuple[int, float]]:
+        """Steps, and the sharpness over its threshold after their updates, as the verdict sees it.
+
+        A label that may be early is all that is asked for: where the training is restrained or
+        divergent whatever its sharpness, that is not measured.
+        """
+        if self._settled is not None or self.ended is not None:
+            return [(step - 1, ratio) for step, ratio in self._asked]
+        early = bool(self.bench.training.early)
+        if early and self._snapshots:
+            calmest = self._observations(parameters, [0.0])
+            if judge(calmest)[0].regime is not Regime.STABLE:
+                return []
+        return [(c["step"], self._sharpness_ratio(c, side=early)) for c in self._snapshots]
 
     @property
     def _half(self) -> int:

@@ -48,15 +48,15 @@ class BoundarySampler(BaseSampler):
 
     Each finished trial says in `trial.set_user_attr("margins", [stable, bounded])` how far it is
     from either boundary, positive on the calm side: it is divergent where bounded < 0, else
-    restrained where stable < 0, else stable. Only the signs are used, unless `sizes` is set. A
+    restrained where stable < 0, else stable. Signs decide; sizes say how far away a boundary is. A
     margin that is not a number counts as negative. Objective values are ignored, and so are trials
     without margins; failed ones with margins count, because a training that diverges to NaN fails
     in Optuna's eyes.
 
     The first trials are a scrambled Sobol sequence. Then two Gaussian processes with a rotated
-    metric learn both signs (`analysis.surface`), and points are taken by the expected drop of the
-    misclassified volume, in the light of those that are still running, `batch` at a time: a plan
-    is kept in the study, so that other processes and a resumed study go on with it. Proposals
+    metric learn both boundaries (`analysis.surface`), and points are taken by the expected drop of
+    the misclassified volume, in the light of those that are still running, `batch` at a time: a
+    plan is kept in the study, so that other processes and a resumed study go on with it. Proposals
     depend on the seed and on the study alone. No point is proposed twice, except as a replicate,
     where all points of a finite space were proposed, or to workers that ask at the same moment.
 
@@ -72,8 +72,8 @@ class BoundarySampler(BaseSampler):
             which they may differ by an offset and in shape, or have separate ones.
         replicates: how often a point is evaluated at most. With more than 1, a point with a label
             that the model doubts may be proposed again, for another seed: `replicate` tells which.
-        sizes: whether sizes of margins near a boundary count too, where they help to forecast the
-            labels of later points; see `Surface.fit`.
+        sizes: whether sizes of margins near a boundary count, where they help to forecast the
+            labels of later points (`Surface.fit`); otherwise only signs do.
         executor: makes the plans, in a process of its own on this machine; None for plans that are
             made here. They are the same to the bit, so where that process is lost the search goes
             on without it (`BrokenExecutor`). Not pickled with the sampler. Choices of categorical
@@ -94,7 +94,7 @@ class BoundarySampler(BaseSampler):
         zero: Mapping[str, str] | None = None,
         facets: Literal["shared", "separate"] = "shared",
         replicates: int = 1,
-        sizes: bool = False,
+        sizes: bool = True,
         executor: Executor | None = None,
     ) -> None:
         counts = {"seed": (seed, 0), "startup": (startup, 1), "batch": (batch, 1)}

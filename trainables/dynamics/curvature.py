@@ -47,6 +47,8 @@ Row = Array | Tensor | Sequence[Tensor]
 
 #: Probability that the error of `sharpness` bounds the truth, where the caller names none.
 CONFIDENCE = 0.999
+#: Share of its distance from a level that `sharpness` may err by, below the level.
+CLEAR = 0.5
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ def sharpness(
     decay: float = 0.0,
     *,
     rtol: float = 1e-3,
+    level: float | None = None,
     confidence: float | None = CONFIDENCE,
     budget: int = 128,
     start: Row | Literal["random", "gradient"] = "random",
@@ -100,7 +103,8 @@ def sharpness(
       Takes about two thirds of the products, with a good start far fewer. Where the budget ends
       the search before `rtol` is reached, the error is the bound, at a confidence of 0.999.
 
-    So `error <= rtol * abs(value)` says that the tolerance was reached.
+    So `error <= rtol * abs(value)` says that the tolerance was reached. Where all that matters is
+    on which side of a level the truth lies, far below it a few products say so.
 
     Args:
         module: the network at the parameters in question.
@@ -112,6 +116,8 @@ def sharpness(
             2022).
         decay: coupled weight decay that the preconditioner scales too; 0 elsewhere.
         rtol: stop where the error is at most this share of the value.
+        level: stop as well where the value lies below this and the error is at most half of what it
+            lacks; None for no level.
         confidence: probability that the error bounds the truth; None for the residual.
         budget: gradient evaluations that may be spent, at least 1 + the price of a product.
         start: `random`; `gradient`, which has much of the top eigenvector while training oscillates
@@ -139,6 +145,7 @@ def sharpness(
             *scaling_mistakes,
             *start_mistakes,
             *_range_mistakes(rtol, confidence, decay),
+            *_level_mistakes(level),
             *_seed_mistakes(seed),
         ]
     )
@@ -153,6 +160,7 @@ def sharpness(
     # start only helps.
     least = NormalDist().inv_cdf(1 - (CONFIDENCE if confidence is None else confidence) / 2)
     overlap = least / float(np.linalg.norm(first))
+    above = -math.inf if level is None else level
     while True:
         image = curvature.product(lanczos.basis[-1])
         if not math.isfinite(np.linalg.norm(image)):
@@ -162,7 +170,7 @@ def sharpness(
         whole = lanczos.exhausted
         error = residual if whole or confidence is None else lanczos.bound(overlap) - value
         error += lanczos.unevenness
-        if whole or error <= rtol * abs(value):
+        if whole or error <= max(rtol * abs(value), CLEAR * (above - value)):
             break
         if curvature.spent + PRICE[products] > budget:
             error = lanczos.bound(overlap) - value + lanczos.unevenness
@@ -336,6 +344,12 @@ def _range_mistakes(rtol: Any, confidence: Any, decay: Any) -> list[Mistake]:
     if not isinstance(decay, NUMBER) or not math.isfinite(decay):
         mistakes.append(Mistake("decay", decay, "must be a finite number", "give 0 for none"))
     return mistakes
+
+
+def _level_mistakes(level: Any) -> list[Mistake]:
+    if level is None or (isinstance(level, NUMBER) and not math.isnan(level)):
+        return []
+    return [Mistake("level", level, "must be a number, or None", "leave it out")]
 
 
 def _seed_mistakes(seed: Any) -> list[Mistake]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -37,6 +38,14 @@ def stability_ratio(optimiser: Optimiser, eigenvalue: float) -> float:
     if coupled:
         return lr * (eigenvalue + decay) / (2 + 2 * beta)
     return lr * (eigenvalue + (1 + beta) * decay) / (2 + 2 * beta)
+
+
+def largest_stable_eigenvalue(optimiser: Optimiser) -> float:
+    """The eigenvalue whose `stability_ratio` is 1; infinite next to a learning rate of 0."""
+    # The ratio is a straight line; next to a large decay its slope would drown in rounding.
+    step = max(1.0, optimiser.weight_decay)
+    none, one = (stability_ratio(optimiser, eigenvalue) for eigenvalue in (0.0, step))
+    return step * (1 - none) / (one - none) if one > none else math.inf
 
 
 def preconditioner_scaling(
