@@ -22,8 +22,8 @@ Array = NDArray[np.float64]
 NEAREST = 0.5
 FEWEST = 3
 FEWEST_NEAR = 2
-#: Where a side's sizes begin to count: those below are rounding errors of anything.
-LEAST = 1e-200
+#: Sizes that count: smaller ones are rounding errors of anything, larger ones say nothing.
+LEAST, LARGEST = 1e-200, 1e200
 #: Units of the noise beyond which an observation is only known to lie. No fit takes one so far; the
 #: first points' scale may, where later sizes are of another order.
 FARTHEST = 2e3
@@ -56,7 +56,7 @@ class Graded:
 
         Args:
             labels: +1 or -1, (n,).
-            sizes: of the margins, (n,); not finite where they are unknown.
+            sizes: of the margins, (n,), not negative; not finite where they are unknown.
         """
         size, exact = np.zeros(len(labels)), np.zeros(len(labels), dtype=bool)
         side = np.zeros(len(labels), dtype=int)
@@ -64,7 +64,7 @@ class Graded:
         signs: list[float] = []
         for sign in (1.0, -1.0):
             here = labels == sign
-            known = here & np.isfinite(sizes)
+            known = here & (sizes < LARGEST)
             if known.sum() < FEWEST:
                 continue
             limit = float(np.quantile(sizes[known], NEAREST))

@@ -108,7 +108,7 @@ def train(bench: Bench, point: Point, kind: str) -> Row:
 
     @cache
     def sharpness(step: int) -> float:
-        return kept._sharpness_ratio(snapshots[step], record.EARLY_TOLERANCE, side=True)
+        return kept._sharpness_ratio(snapshots[step], record.EARLY_TOLERANCE)
 
     with deterministic("cpu"), patch.object(record, "judge", listen):
         while not run.done:

@@ -11,8 +11,10 @@ them) until 2 % of the box is misclassified, and no more after any of the next 8
 - a grid, each point trained to its full length, the map being the label of the cell;
 - stabmap's defaults: boundary search in batches of 8, early verdicts.
 
-A training of the grid that blows up ends there, as anyone would have it who looks for a NaN; the
-price without that, every step of every point, is printed beside it. The search's batches know all
+A training of the grid that blows up ends there, as anyone would have it who looks for a NaN. Two
+other prices are printed beside that one: without it, every step of every point; and with the
+sharpness measured as the defaults do, only where it decides and as exactly as the label needs,
+instead of at eight steps of every training to a thousandth. The search's batches know all
 results before them; a sweep's workers are a batch behind, and its audit comes on top. Its map is
 looked at after every point, for a budget may be any number of points. `--signs` prints beside it
 what the search costs by signs of margins alone.
@@ -55,6 +57,8 @@ BATCH = 8
 SEEDS = 5
 #: Trajectories of a replicate: two k and the neighbour.
 TRAJECTORIES = 3
+#: Prices of a grid.
+GRIDS = ("to the end or a blow-up", "every step", "sharpness where it decides")
 #: Points of a grid that its price is measured on.
 PRICED = 64
 
@@ -256,15 +260,16 @@ def compare(name: str, seeds: int, compared: bool) -> None:
     with price.counted():
         results, cost = price.of(lambda: problem.train(chosen, early=False))
         saved = sum(problem.steps - r.steps_run for result in results for r in result.replicates)
-        grid = cost / PRICED * runs
-        longest = (cost + TRAJECTORIES * saved) / PRICED * runs
+        with patch.object(record, "settled", lambda *_: None):
+            _, frugal = price.of(lambda: problem.train(chosen, early=True))
+        grids = [each / PRICED * runs for each in (cost, cost + TRAJECTORIES * saved, frugal)]
         if name == "mnist-mlp":
             same = int((problem.labels(chosen) == labels(results)).sum())
             print(f"  truth: {same} of {PRICED} labels are those of full trainings")
-        print(f"  grid, to the end or a blow-up  {runs:6d} runs {grid:12,.0f} gradient evaluations")
-        print(f"  grid, every step               {runs:6d} runs {longest:12,.0f}")
+        for kind, each in zip(GRIDS, grids, strict=True):
+            print(f"  grid, {kind:28s} {runs:6d} runs {each:12,.0f} gradient evaluations")
         for sizes in (True, False)[: 1 + compared]:
-            print_searches(problem, true, at, price, (grid, longest), seeds, sizes)
+            print_searches(problem, true, at, price, grids, seeds, sizes)
 
 
 def print_searches(
@@ -272,22 +277,23 @@ def print_searches(
     true: Labels,
     at: Array,
     price: Price,
-    grids: tuple[float, float],
+    grids: Sequence[float],
     seeds: int,
     sizes: bool,
 ) -> None:
-    """Print what stabmap's searches cost, beside both prices of the grid."""
+    """Print what stabmap's searches cost, beside all prices of the grid."""
     ratios = []
     for seed in range(100, 100 + seeds):
         found, spent = search(problem, seed, true, at, price, sizes)
         shown = "not reached" if found is None else f"{found[0]:6d} runs"
         spent = spent if found is None else found[1]
         ratios.append([each / spent for each in grids])
-        both = "ratio {:.0f}, {:.0f}".format(*ratios[-1])
+        each = ", ".join(f"{ratio:.0f}" for ratio in ratios[-1])
         name = "stabmap" if sizes else "signs"
-        print(f"  {name:10s}, seed {seed}          {shown:>11s} {spent:12,.0f}   {both}")
+        print(f"  {name:10s}, seed {seed}          {shown:>11s} {spent:12,.0f}   ratios {each}")
     medians = np.median(ratios, axis=0)
-    print("  median of the ratios: {:.0f}; of every step {:.0f}".format(*medians), flush=True)
+    shown = ", ".join(f"{kind} {ratio:.0f}" for kind, ratio in zip(GRIDS, medians, strict=True))
+    print(f"  medians of the ratios: {shown}", flush=True)
 
 
 def main() -> None:

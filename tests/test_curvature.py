@@ -168,6 +168,8 @@ def test_far_below_a_level_few_products_say_so() -> None:
     for level in (-math.inf, -1.0, 0.5 * truth, truth):
         assert sharpness(*problem, rtol=1e-6, level=level) == whole  # also to the bit
     assert sharpness(*problem, level=math.inf).gradients == 1 + PRICE["exact"]
+    # Without a confidence the residual would do, which bounds nothing.
+    assert sharpness(*problem, level=2 * truth, confidence=None) == far
 
 
 @settings(max_examples=50)

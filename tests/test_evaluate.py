@@ -7,7 +7,8 @@ import math
 import random
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -472,6 +473,58 @@ def test_the_sharpness_that_decides_is_measured_as_well_as_that_needs(
         assert exact is not None
         assert rough <= exact <= rough + (1 - rough) / 2
         assert sum(spent[8:]) < sum(spent[:8])
+
+
+class Sharpening(nn.Module):
+    """A bowl with many directions, one of which gets sharper by a tenth a step of `y`."""
+
+    def __init__(self, curvatures: Tensor, one: int) -> None:
+        super().__init__()
+        start = torch.full((len(curvatures),), 1.5, dtype=torch.float64)
+        start[one] = 0
+        self.one = one
+        self.register_buffer("curvatures", curvatures)
+        self.weight = nn.Parameter(start)
+        self.y = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        rest = torch.ones_like(self.weight)
+        rest[self.one] = 0
+        bowl = self.curvatures.to(self.weight.dtype).sqrt() * (self.weight - 1) * rest
+        growing = (0.0595 * torch.exp(0.1 * self.y)).sqrt() * self.weight[self.one]
+        drift = 0.01 * self.y - 10
+        outputs = torch.cat([bowl, growing, drift]) * math.sqrt((len(self.weight) + 2) / 2)
+        return outputs[None] + 0 * inputs.sum()
+
+
+@dataclass(frozen=True)
+class SharpeningBowl(Bowl):
+    """The direction that gets sharper is one that Lanczos's start has next to nothing of."""
+
+    name: ClassVar[str] = "sharpening"
+
+    def module(self, seed: int) -> nn.Module:
+        random = torch.Generator().manual_seed(0)
+        curvatures = 0.046 * torch.rand(2000, generator=random, dtype=torch.float64) ** 4
+        start = np.random.default_rng(0).standard_normal(2001)[:2000]
+        return Sharpening(curvatures, int(np.argsort(np.abs(start))[5]))
+
+    def train_data(self) -> tuple[Tensor, Tensor]:
+        return torch.zeros(1, 1, dtype=torch.float64), torch.zeros(1, 2002, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("settles", [True, False])
+def test_a_sharpness_that_hides_from_lanczos_while_it_grows(
+    settles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a fifth of its threshold halfway, and above it at the end, where all else is calm."""
+    if not settles:
+        monkeypatch.setattr(record, "settled", never_settled)
+    settings = {"steps": 400, "lyapunov": False, "backend": "loop", "dtype": "float64"}
+    (result,) = evaluate([Point(1.0)], SharpeningBowl(), **settings)
+    (found,) = result.replicates
+    assert (found.verdict.reason, found.steps_run) == (Reason.SHARP, 400)
+    assert found.evidence["sharpness_ratio"] == pytest.approx(1.5, abs=0.01)
 
 
 @pytest.mark.parametrize("backend", ["loop", "exact"])

@@ -461,7 +461,7 @@ def test_a_field_keeps_its_points() -> None:
     np.testing.assert_array_equal(surface.probabilities(asked), before)
 
 
-def test_each_point_tells_something_at_once() -> None:
+def test_each_sign_tells_something_at_once() -> None:
     """Also between two fits of the hyperparameters, labels enter with their point.
 
     Of signs alone: beside sizes that leave no doubt, one wrong label counts as a lapse.

@@ -424,7 +424,7 @@ class Training:
             is sound on the device.
         early: whether a training ends as soon as more steps cannot change its label
             (`docs/verdict.md`). Margins, metric and exponent are then those of a shorter training,
-            and the sharpness is measured only where it decides, as exactly as that needs.
+            and the sharpness is measured only where it decides the label, as exactly as that needs.
             With `base` the base trajectory goes on alone to its full length, for its metric.
 
     Raises:

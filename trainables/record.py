@@ -37,8 +37,7 @@ CURVE_POINTS = 64
 #: Steps of the second half at which the sharpness is measured.
 SHARPNESS_SAMPLES = 8
 #: How far the sharpness may lie above what is found, of itself: at the end, and before, where it
-#: has to be below 0.95 of its threshold. Labels that may be early need no more of it than on which
-#: side of its threshold it lies.
+#: has to be below 0.95 of its threshold and its rise is followed to the end.
 TOLERANCE, EARLY_TOLERANCE = 1e-3, 0.05
 #: Held-out samples that pass the network at once: more would leave a processor's cache, and fill a
 #: GPU's memory.
@@ -240,7 +239,7 @@ class Record:
         known = dict(self._asked)
         if step not in known:
             [check] = [c for c in self._checks if c["step"] == step]
-            known[step] = self._sharpness_ratio(check, EARLY_TOLERANCE, side=True)
+            known[step] = self._sharpness_ratio(check, EARLY_TOLERANCE)
             self._asked.append((step, known[step]))
         return known[step]
 
@@ -356,7 +355,7 @@ class Record:
         """
         if self._settled is not None or self.ended is not None:
             return [(step - 1, ratio) for step, ratio in self._asked]
-        early = bool(self.bench.training.early)
+        early = bool(self._check_steps)
         if early and self._snapshots:
             calmest = self._observations(parameters, [0.0])
             if judge(calmest)[0].regime is not Regime.STABLE:

@@ -117,7 +117,8 @@ def sharpness(
         decay: coupled weight decay that the preconditioner scales too; 0 elsewhere.
         rtol: stop where the error is at most this share of the value.
         level: stop as well where the value lies below this and the error is at most half of what it
-            lacks; None for no level.
+            lacks; None for no level. With one the error is always the bound, where there is no
+            confidence that at 0.999.
         confidence: probability that the error bounds the truth; None for the residual.
         budget: gradient evaluations that may be spent, at least 1 + the price of a product.
         start: `random`; `gradient`, which has much of the top eigenvector while training oscillates
@@ -168,7 +169,8 @@ def sharpness(
         lanczos.extend(image)
         value, residual, weights = lanczos.top()
         whole = lanczos.exhausted
-        error = residual if whole or confidence is None else lanczos.bound(overlap) - value
+        plain = confidence is None and level is None
+        error = residual if whole or plain else lanczos.bound(overlap) - value
         error += lanczos.unevenness
         if whole or error <= max(rtol * abs(value), CLEAR * (above - value)):
             break
