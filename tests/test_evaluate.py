@@ -483,6 +483,7 @@ class Sharpening(nn.Module):
         start = torch.full((len(curvatures),), 1.5, dtype=torch.float64)
         start[one] = 0
         self.one = one
+        self.curvatures: Tensor
         self.register_buffer("curvatures", curvatures)
         self.weight = nn.Parameter(start)
         self.y = nn.Parameter(torch.zeros(1, dtype=torch.float64))
