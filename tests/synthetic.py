@@ -66,6 +66,16 @@ def margins_at(point: Point) -> Margins:
     return Margins(min(max(stable - here, -1.0), 1.0), bounded - here)
 
 
+def signs_of(margins: Margins) -> Margins:
+    """The same without sizes, which leave little in doubt where they are distances."""
+    return Margins(math.copysign(1, margins.stable), math.copysign(1, margins.bounded))
+
+
+def signs_at(point: Point) -> Margins:
+    """On which side of both boundaries a point lies."""
+    return signs_of(margins_at(point))
+
+
 def measure(point: Point) -> PointResult:
     """A training that costs nothing and depends on nothing but the point."""
     return result_of(point, margins_at(point))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic import ALPHA, DECAY, LR, map_of
+from synthetic import ALPHA, DECAY, LR, map_of, signs_of
 from typer.testing import CliRunner
 
 from analysis.compare import Comparison, compare
@@ -57,8 +57,12 @@ def found(plain: StabilityMap, calmer: StabilityMap) -> Comparison:
 
 @pytest.fixture(scope="module")
 def cube() -> StabilityMap:
+    return cube_of(lambda margins: margins)
+
+
+def cube_of(seen: Callable[[Margins], Margins]) -> StabilityMap:
     def margins(point: Point) -> Margins:
-        return straight(-0.6 + 0.5 * point.alpha)(point)
+        return seen(straight(-0.6 + 0.5 * point.alpha)(point))
 
     return map_of({**PLANE, "alpha": ALPHA}, 96, margins)
 
@@ -127,8 +131,9 @@ def test_a_map_and_itself(plain: StabilityMap) -> None:
     assert "the settings are the same" in str(same)
 
 
-def test_slices_of_one_map_are_drawn_together(cube: StabilityMap) -> None:
+def test_slices_of_one_map_are_drawn_together() -> None:
     """What the model does not know of both alike cancels: a close pair is told apart surely."""
+    cube = cube_of(signs_of)
     one, two = cube.slice(alpha=1.0), cube.slice(alpha=1.1)
     joint = compare(one, two).gains[0]
     again = replace(cube, about={**cube.about, "note": "an equal model, but another one"})

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic import ALPHA, DECAY, LR, boundaries, map_of, margins_at, result_of, spec_of
+from synthetic import ALPHA, DECAY, LR, boundaries, map_of, margins_at, result_of, signs_at, spec_of
 
 from analysis import exports
 from analysis.load import default_tracking_uri, home, load_map
@@ -185,13 +185,17 @@ def test_max_stable_is_what_walking_finds(
 ) -> None:
     expected = by_hand(plane, confidence, decay, 300)
     found = plane.max_stable("lr", confidence=confidence, weight_decay=decay)
-    if confidence > 0.99:  # surer than so few points make it anywhere
-        assert (found, expected) == (None, None)
-        return
     assert expected is not None and found is not None
     assert abs(math.log10(found / expected)) < 4 / 300 + 4 / 400  # a step of either walk
     assert plane.classify(lr=found, weight_decay=decay)["stable"] >= confidence - 1e-9
     assert abs(math.log10(found) - boundaries(decay)[0]) < (0.7 if decay == 0 else 0.4)
+
+
+@pytest.mark.parametrize("decay", [0.0, 1e-3, 1.0])
+def test_nothing_is_surer_than_few_signs_make_it(decay: float) -> None:
+    found = map_of({"lr": LR, "weight_decay": DECAY}, 64, signs_at)
+    assert by_hand(found, 0.99999, decay, 300) is None
+    assert found.max_stable("lr", confidence=0.99999, weight_decay=decay) is None
 
 
 def test_more_confidence_less_room(plane: StabilityMap) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from browser import SCREENSHOTS, Watched, chromium, watched
 from PIL import Image
-from synthetic import ALPHA, DECAY, LR, map_of
+from synthetic import ALPHA, DECAY, LR, map_of, signs_at
 from typer.testing import CliRunner
 
 from analysis.map import REGIMES, StabilityMap
@@ -50,7 +50,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def two() -> StabilityMap:
-    return map_of(TWO, 96)
+    return map_of(TWO, 96, signs_at)  # sizes would leave no doubtful places
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import ndtr
 from scipy.stats import qmc
-from synthetic import ALPHA, DECAY, LR, map_of
+from synthetic import ALPHA, DECAY, LR, map_of, signs_at
 from typer.testing import CliRunner
 
 from analysis.expectation_propagation import LAPSE
@@ -34,7 +34,7 @@ AXES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module", params=AXES)
 def found(request: pytest.FixtureRequest) -> StabilityMap:
-    return map_of(AXES[request.param], 24)
+    return map_of(AXES[request.param], 24, signs_at)
 
 
 def frames(found: StabilityMap) -> Array:
