@@ -950,10 +950,15 @@ def test_doubtful_labels_are_evaluated_again(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_sure_labels_are_not_evaluated_again(seed: int) -> None:
-    study = study_of(BoundarySampler(seed, space=GRID, replicates=3))
+@pytest.mark.parametrize(("sizes", "least"), [(False, 63), (True, 58)])
+def test_sure_labels_are_not_evaluated_again(seed: int, sizes: bool, least: int) -> None:
+    """By sizes, labels next to a boundary are not sure."""
+    study = study_of(BoundarySampler(seed, space=GRID, replicates=3, sizes=sizes))
     advance(study, GRID, 64, lambda p: [margin + 0.1 for margin in on_grid(p)])
-    assert distinct(study) >= 63
+    assert distinct(study) >= least
+    counts = Counter((p["x"], p["y"]) for p in points(study))
+    repeated = [{"x": x, "y": y} for (x, y), count in counts.items() if count > 1]
+    assert all(min(abs(margin + 0.1) for margin in on_grid(p)) < 0.5 for p in repeated)
     continuous = study_of(BoundarySampler(seed, space=PLANE, replicates=3))
     advance(continuous, PLANE, 32)
     assert distinct(continuous) >= 31
@@ -1006,7 +1011,7 @@ def labelled(margins: Sequence[float]) -> int:
 def test_two_boundaries_are_found_with_few_points(seed: int) -> None:
     """By signs 3 % of a 64 x 64 grid is wrong after 72 trials, or less; of Sobol points, more is.
 
-    By sizes that are distances, nearly nothing is.
+    By sizes that are distances, less than half of that after 40.
     """
     grid = plane_grid(64)
     truth = np.array([labelled(slanted(params)) for params in grid])
@@ -1023,7 +1028,7 @@ def test_two_boundaries_are_found_with_few_points(seed: int) -> None:
 
     sized = study_of(BoundarySampler(seed, space=PLANE))
     advance(sized, PLANE, 40)
-    assert (sampler.predict_proba(sized, grid).argmax(1) != truth).mean() <= 0.005
+    assert (sampler.predict_proba(sized, grid).argmax(1) != truth).mean() <= 0.015
 
 
 def test_wrong_labels_are_lived_with() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import ndtr
 from scipy.stats import binom, binomtest
-from synthetic import ALPHA, DECAY, LR, map_of, margins_at, result_of, spec_of
+from synthetic import ALPHA, DECAY, LR, map_of, margins_at, result_of, signs_at, spec_of
 
 from analysis.gaussian_process import JITTER
 from analysis.map import REGIMES, StabilityMap
@@ -134,10 +134,12 @@ def test_box_points_are_those_of_the_design(axes: Mapping[str, Any]) -> None:
 # --------------------------------------------------------------------------- the estimate
 
 
-def fitted(count: int, seed: int = 0, axes: Mapping[str, Any] = PLANE) -> StabilityMap:
-    space = spec_of(axes).space
+def fitted(
+    count: int, seed: int = 0, margins: Callable[[Point], Margins] = margins_at
+) -> StabilityMap:
+    space = spec_of(PLANE).space
     points = [Point(*map(float, row)) for row in box_points(space, count, seed=100 + seed)]
-    return map_of(axes, points)
+    return map_of(PLANE, points, margins)
 
 
 def box(found: StabilityMap) -> Array:
@@ -188,7 +190,7 @@ def joint(field: Field, known: Array, x: Array) -> tuple[Array, Array]:
 
 def test_the_interval_is_that_of_joint_draws() -> None:
     """Far wider than if each place erred for itself."""
-    found = fitted(32)
+    found = fitted(32, margins=signs_at)
     x = box(found)[:200]
     known = columns(found.axes, places_of(found))[0]
     random = np.random.default_rng(1)
