@@ -438,6 +438,27 @@ def test_the_sharpness_of_a_training_that_is_not_stable_in_any_case_is_left_out(
     assert "sharpness_ratio" not in found.replicates[0].curves
 
 
+@pytest.mark.parametrize("lr", [0.01, 0.2])
+def test_a_ringing_that_only_the_sharpness_excuses_has_it_measured(
+    lr: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Momentum 0.99 rings through 100 steps, which looks like oscillation to all but this."""
+    monkeypatch.setattr(record, "settled", never_settled)
+    (result,) = evaluate([Point(lr)], Bowl(), steps=100, momentum=0.99)
+    assert result.verdict.regime is Regime.STABLE
+    assert result.replicates[0].evidence["sharpness_ratio"] is not None
+
+
+@pytest.mark.parametrize("settings", [{"steps": 60, "schedule": "cosine"}, {"steps": 32}])
+def test_a_label_that_cannot_be_early_has_its_sharpness_measured(settings: dict[str, Any]) -> None:
+    """A schedule lets none be early, and so few steps show no trend."""
+    point, task = Point(0.06, 0.0, 20.0), get_task("one-layer-cnn")
+    (found,) = evaluate([point], task, **settings)[0].replicates
+    (full,) = evaluate([point], task, early=False, **settings)[0].replicates
+    assert found.verdict.regime is not Regime.STABLE
+    assert found.evidence["sharpness_ratio"] == full.evidence["sharpness_ratio"] is not None
+
+
 @pytest.mark.parametrize("momentum", [None, 0.9])
 @pytest.mark.parametrize("ratio", [0.1, 0.6, 0.98, 1.02])
 def test_the_sharpness_that_decides_is_measured_as_well_as_that_needs(
