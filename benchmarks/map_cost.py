@@ -2,6 +2,7 @@
 
 Run: .venv/bin/python benchmarks/map_cost.py
      .venv/bin/python benchmarks/map_cost.py --tasks one-layer-cnn
+     .venv/bin/python benchmarks/map_cost.py --seeds 32
      .venv/bin/python benchmarks/map_cost.py --signs --seeds 16
 
 For one-layer-cnn and mnist-mlp over (lr, weight decay): gradient evaluations of all trajectories of
@@ -11,13 +12,13 @@ them) until 2 % of the box is misclassified, and no more after any of the next 8
 - a grid, each point trained to its full length, the map being the label of the cell;
 - stabmap's defaults: boundary search in batches of 8, early verdicts.
 
-A training of the grid that blows up ends there, as anyone would have it who looks for a NaN. Two
-other prices are printed beside that one: without it, every step of every point; and with the
-sharpness measured as the defaults do, only where it decides and as exactly as the label needs,
-instead of at eight steps of every training to a thousandth. The search's batches know all
-results before them; a sweep's workers are a batch behind, and its audit comes on top. Its map is
-looked at after every point, for a budget may be any number of points. `--signs` prints beside it
-what the search costs by signs of margins alone.
+The grid has three prices: every step of every training; the same, but a training that blows up ends
+there, as anyone would have it who looks for a NaN; and that with the sharpness measured as the
+defaults do, only where it decides and as exactly as the label needs, instead of at eight steps of
+every training to a thousandth. The search's batches know all results before them; a sweep's workers
+are a batch behind, and its audit comes on top. Its map is looked at after every point, for a budget
+may be any number of points. `--signs` prints beside it what the search costs by signs of margins
+alone.
 
 Truth is the theory of the one-layer CNN; for the network full-length labels on a fine grid of its
 own, between whose points lie those of the others. They are had without what cannot change a label:
@@ -58,7 +59,7 @@ SEEDS = 5
 #: Trajectories of a replicate: two k and the neighbour.
 TRAJECTORIES = 3
 #: Prices of a grid.
-GRIDS = ("to the end or a blow-up", "every step", "sharpness where it decides")
+GRIDS = ("every step", "to the end or a blow-up", "sharpness where it decides")
 #: Points of a grid that its price is measured on.
 PRICED = 64
 
@@ -262,7 +263,7 @@ def compare(name: str, seeds: int, compared: bool) -> None:
         saved = sum(problem.steps - r.steps_run for result in results for r in result.replicates)
         with patch.object(record, "settled", lambda *_: None):
             _, frugal = price.of(lambda: problem.train(chosen, early=True))
-        grids = [each / PRICED * runs for each in (cost, cost + TRAJECTORIES * saved, frugal)]
+        grids = [each / PRICED * runs for each in (cost + TRAJECTORIES * saved, cost, frugal)]
         if name == "mnist-mlp":
             same = int((problem.labels(chosen) == labels(results)).sum())
             print(f"  truth: {same} of {PRICED} labels are those of full trainings")
