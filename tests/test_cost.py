@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
+from toys import Bowl
 
 from trainables.cost import CORE_SPEED, Cost, estimate
 from trainables.domain import Training
@@ -35,6 +39,26 @@ def test_one_step() -> None:
     assert found.flops == 2 * STEPS * (FORWARD + BACKWARD) + STEPS * FORWARD
     assert found.seconds == found.flops / CORE_SPEED
     assert (found.points, found.workers) == (10, 1)
+
+
+@dataclass(frozen=True)
+class Looking(Bowl):
+    """A network that asks for a number on its way."""
+
+    def module(self, seed: int) -> nn.Module:
+        network = super().module(seed)
+        network.register_forward_hook(
+            lambda _, __, outputs: outputs + min(0.0, float(outputs.detach().std()))
+        )
+        return network
+
+
+def test_a_network_that_looks_at_its_numbers_is_counted_on_them() -> None:
+    with pytest.raises(RuntimeError, match="meta"):
+        Looking().module(0).to("meta")(torch.ones(2, 2, device="meta").double())
+    looking, plain = (estimate(task, Training(**BARE), 1, 1) for task in (Looking(), Bowl()))
+    assert looking == plain
+    assert looking.flops > 0
 
 
 def test_trajectories_multiply() -> None:

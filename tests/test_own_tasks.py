@@ -317,6 +317,11 @@ class NoParameters(Bowl):
 
 
 @dataclass(frozen=True)
+class NoSuchLayer(Bowl):
+    regularised_layer: ClassVar[str] = "output"
+
+
+@dataclass(frozen=True)
 class Unequal(Bowl):
     def train_data(self) -> tuple[Tensor, Tensor]:
         return torch.ones(3, 2).double(), torch.ones(2, 1).double()
@@ -351,6 +356,7 @@ WRONG = [
     (LossFails, "loss() fails: mat1 and mat2"),
     (NoNetwork, "module() returns str, not a torch.nn.Module"),
     (NoParameters, "module() has no parameters"),
+    (NoSuchLayer, "regularised_layer() is 'output', and the network has no submodule of that name"),
     (Unequal, "train_data() has 3 inputs for 2 targets"),
     (NotFinite, "test_data() has inputs that are not finite"),
     (Single, "train_data() has inputs in float32"),
@@ -374,6 +380,24 @@ def test_a_wrong_method_is_named_before_anything_is_trained(kind: Any, words: st
     report = check_task(kind())
     assert not report.ok
     assert words in str(report)
+
+
+@pytest.mark.parametrize("words", [["show"], ["doctor", "--isolation"]])
+def test_commands_name_what_is_wrong_with_a_task(words: list[str], tmp_path: Path) -> None:
+    text = FILE.read_text().replace("CROSS_ENTROPY, accuracy", "broken, accuracy")
+    text = text.replace("MyTask =", "def broken(o, t):\n    raise KeyError(7)\n\n\nMyTask =")
+    (tmp_path / "wrong.py").write_text(text.replace("my-task", "wrong-task"))
+    spec = tmp_path / "sweep.yaml"
+    spec.write_text(
+        "task: {name: wrong-task}\naxes: {lr: {scale: log, low: 0.01, high: 1.0}}\n"
+        "budget: {points: 8}\n"
+    )
+    found = CliRunner().invoke(
+        app, [*words, str(spec), "--tasks", str(tmp_path / "wrong.py")], catch_exceptions=False
+    )
+    assert found.exit_code == 2
+    assert "error: task = 'wrong-task': loss() in " in found.output
+    assert "fails: " in found.output
 
 
 @pytest.mark.parametrize(("kind", "words"), UNSTEADY)

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainables.domain import Training
 from trainables.tasks import Task
+from trainables.tasks.checks import check_parts
 
 #: Floating-point operations a second that one CPU core is taken to sustain on small networks.
 CORE_SPEED = 1e10
@@ -53,13 +54,16 @@ class Cost:
 
 
 def estimate(task: Task, training: Training, points: int | None, workers: int) -> Cost:
-    """Count the operations of one step on tensors without data, and multiply.
+    """Count the operations of one step, on tensors without data where that can be, and multiply.
 
     Args:
         task: the task.
         training: how it is trained.
         points: points in the budget, or None.
         workers: points trained at the same time.
+
+    Raises:
+        InputError: the task cannot be trained.
     """
     forward, backward = _step_flops(task)
     trajectories = (len(training.ks) + training.lyapunov) * training.replicates
@@ -85,12 +89,21 @@ _VECTOR_PRODUCTS = {torch.ops.aten.mv: _matrix_vector}
 
 
 def _step_flops(task: Task) -> tuple[float, float]:
+    """Operations of a pass forward, and of the one back."""
+    try:
+        return _counted(task, "meta")
+    except Exception:  # the network asks for a number, or the task is wrong
+        check_parts(task)
+        return _counted(task, "cpu")
+
+
+def _counted(task: Task, device: str) -> tuple[float, float]:
     inputs, targets = task.train_data()
     rows = slice(task.batch)
-    module = task.module(0).to("meta")
+    module = task.module(0).to(device)
     counts = []
     with FlopCounterMode(display=False, custom_mapping=_VECTOR_PRODUCTS) as counter:
-        loss = task.loss.value(module(inputs[rows].to("meta")), targets[rows].to("meta"))
+        loss = task.loss.value(module(inputs[rows].to(device)), targets[rows].to(device))
         counts.append(counter.get_total_flops())
         # Not grad(): the counter follows weights that are computed from others.
         loss.backward()  # type: ignore[no-untyped-call]

@@ -17,6 +17,7 @@ from trainables.domain import Point, PointResult, StabmapError, Training
 from trainables.dynamics.ensembles.choose import choose
 from trainables.pack import PackRun
 from trainables.tasks import Task, get_task
+from trainables.tasks.checks import check_parts
 from trainables.tasks.from_files import Source, register, source_of
 from trainables.trajectory import Bench
 
@@ -60,11 +61,12 @@ def check_isolation(
         points: two or more.
 
     Raises:
-        InputError: a setting breaks a law.
+        InputError: a setting or the task breaks a law.
         UnreachableError: the device does not exist.
         StabmapError: no second process could train beside the first.
     """
     task = get_task(name, **options)
+    check_parts(task)
 
     def together(order: Sequence[Point], places: int | None = None) -> list[PointResult]:
         pack = PackRun(order, task, training, together=places)

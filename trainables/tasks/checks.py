@@ -27,6 +27,7 @@ def check_parts(task: Task) -> None:
     """
     module = _called(task, "module", lambda: task.module(0))
     _settle(task, "module", _module_mistakes(module))
+    _settle(task, "regularised_layer", _layer_mistakes(task.regularised_layer, module))
     data = {}
     for method in ("train_data", "test_data"):
         data[method] = _called(task, method, getattr(task, method))
@@ -85,6 +86,14 @@ def _module_mistakes(module: Any) -> Iterator[Broken]:
         yield "has no parameters", "there is nothing to train without them"
     if not all(bool(torch.isfinite(p).all()) for p in parameters):
         yield "has parameters that are not finite at the start", "initialise all of them"
+
+
+def _layer_mistakes(name: str | None, module: nn.Module) -> Iterator[Broken]:
+    known = [each for each, _ in module.named_modules() if each]
+    if name and name not in known:
+        law = f"is {name!r}, and the network has no submodule of that name"
+        has = ", ".join(known[:10]) or "none"
+        yield law, f"name one (it has {has}), '' for the network itself or None"
 
 
 def _data_mistakes(data: Any) -> Iterator[Broken]:
